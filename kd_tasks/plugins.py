@@ -1,0 +1,119 @@
+"""Task plugins: what one declares, and how the kernel finds them.
+
+A plugin is an installed package with an entry point in the group `kd_tasks.plugins` that names a `Plugin`. The kernel's
+own tasks are found in the same way as a third party's.
+"""
+
+import functools
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from kd_tasks.errors import UserError, nearest
+
+GROUP = "kd_tasks.plugins"
+
+
+@dataclass(frozen=True)
+class Demo:
+    """The configs that `kd-tasks demo` runs, by shipped name, and the data set that it writes first."""
+
+    teacher: str
+    alone: str
+    distilled: str
+    twin: str
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """One task.
+
+    Attributes:
+        name: the task's name, as in `task = '…'` of a config and `kd-tasks demo NAME`.
+        summary: one line for `kd-tasks list`.
+        modules: modules whose import registers networks, criteria, decoders, data sets, metrics.
+        configs: folder of the plugin's own configs; None where they lie in the shipped `configs/<name>`.
+        twins: `module:function` by twin name; a function `write(root: Path, seed: int = 0, **sizes)` that writes a
+            small synthetic data set in a benchmark's on-disk format.
+        drawing: `module:class` of the task's drawing, see `kd_tasks.vision.drawing.Drawing`.
+        demo: what `kd-tasks demo` runs.
+        datasets: names of the data-set cards that belong to the task.
+    """
+
+    name: str
+    summary: str
+    modules: tuple[str, ...] = ()
+    configs: Path | None = None
+    twins: Mapping[str, str] = field(default_factory=dict)
+    drawing: str | None = None
+    demo: Demo | None = None
+    datasets: tuple[str, ...] = ()
+
+    def load(self) -> None:
+        """Import the plugin's modules, so that what they register is known."""
+        for module in self.modules:
+            importlib.import_module(module)
+
+
+@functools.cache
+def discover() -> tuple[Plugin, ...]:
+    """All installed plugins, by name. Importing a plugin's declaration must be cheap; its modules are not imported.
+
+    Raises:
+        UserError: if a plugin cannot be imported, or two have the same name.
+    """
+    found: dict[str, Plugin] = {}
+    for entry in sorted(entry_points(group=GROUP), key=lambda e: e.name):
+        try:
+            plugin = entry.load()
+        except Exception as error:
+            raise UserError(f"plugin {entry.name!r} ({entry.value}) cannot be imported: {error!r}") from error
+        if not isinstance(plugin, Plugin):
+            raise UserError(f"plugin {entry.name!r}: {entry.value} is a {type(plugin).__name__}, not a Plugin.")
+        if plugin.name in found:
+            raise UserError(f"two installed plugins are called {plugin.name!r}; uninstall one of them.")
+        found[plugin.name] = plugin
+    return tuple(found[name] for name in sorted(found))
+
+
+def get(name: str) -> Plugin:
+    """The plugin called `name`."""
+    plugins = {p.name: p for p in discover()}
+    if name not in plugins:
+        raise UserError(f"no plugin is called {name!r}.{nearest(name, plugins)} Installed: {', '.join(plugins)}.")
+    return plugins[name]
+
+
+@functools.cache
+def load_all() -> None:
+    """Register what the kernel and every installed plugin bring."""
+    for module in KERNEL_MODULES:
+        importlib.import_module(module)
+    for plugin in discover():
+        plugin.load()
+
+
+def resolve(reference: str) -> Any:
+    """The object that `module:name` names."""
+    module, _, name = reference.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def twin(name: str) -> Callable[..., None]:
+    """The writer of the synthetic twin called `name`, of whichever plugin has it."""
+    twins = {key: reference for p in discover() for key, reference in p.twins.items()}
+    if name not in twins:
+        raise UserError(f"there is no synthetic twin {name!r}.{nearest(name, twins)} There are: {', '.join(twins)}.")
+    return resolve(twins[name])
+
+
+KERNEL_MODULES = (
+    "kd_tasks.registry",
+    "kd_tasks.task",
+    "kd_tasks.connectors",
+    "kd_tasks.distiller",
+    "kd_tasks.engine",
+)
