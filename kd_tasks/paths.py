@@ -63,9 +63,12 @@ def find_config(name: str | Path) -> Path:
 
 
 def data_root(path: str | Path) -> Path:
-    """`path` as it is if it exists or is absolute, else below the folder that `KD_TASKS_DATA` names, if set."""
+    """Where the data named `path` lie: there, or in the folder that the environment variable `KD_TASKS_DATA` names.
+
+    That folder takes the place of `datasets`, the default data root: `datasets/camvid` is then `$KD_TASKS_DATA/camvid`.
+    """
     path = Path(path)
     elsewhere = os.environ.get("KD_TASKS_DATA")
     if path.is_absolute() or path.exists() or elsewhere is None:
         return path
-    return Path(elsewhere) / path
+    return Path(elsewhere) / (path.relative_to("datasets") if path.parts[:1] == ("datasets",) else path)

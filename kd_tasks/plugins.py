@@ -115,5 +115,5 @@ KERNEL_MODULES = (
     "kd_tasks.task",
     "kd_tasks.connectors",
     "kd_tasks.distiller",
-    "kd_tasks.engine",
+    "kd_tasks.engine.runner",
 )

@@ -1,0 +1,7 @@
+"""The teacher for digits: 24 channels, trained a little longer."""
+
+_base_ = ['../_base_/runtime.py', '../_base_/classification_digits.py']
+
+model = dict(type='TaskModel', network=dict(type='SmallClassifier', width=24, num_classes=10))
+train_cfg = dict(max_epochs=10)
+work_dir = 'work_dirs/classification/teacher_digits'

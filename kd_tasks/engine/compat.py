@@ -1,0 +1,134 @@
+"""Where mmengine's ground does not carry: data-parallel and autocast on a CPU, parameters split over two optimisers."""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from mmengine.model import MMDistributedDataParallel
+from mmengine.optim import OptimWrapper, OptimWrapperDict, build_optim_wrapper
+from mmengine.registry import MODEL_WRAPPERS, OPTIM_WRAPPERS
+from torch import Tensor, nn
+
+from kd_tasks.distiller import Distiller, without_critics
+from kd_tasks.errors import UserError
+
+DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
+
+
+@OPTIM_WRAPPERS.register_module()
+class AutocastOptimWrapper(OptimWrapper):
+    """An optimiser wrapper whose forward pass runs under autocast on any device; mmengine's own needs a GPU.
+
+    Args:
+        optimizer: the optimiser.
+        dtype: `bfloat16`, which needs no loss scaling.
+        accumulative_counts: iterations over which gradients are accumulated.
+        clip_grad: arguments of `torch.nn.utils.clip_grad_norm_`.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        dtype: str = "bfloat16",
+        accumulative_counts: int = 1,
+        clip_grad: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(optimizer, accumulative_counts, clip_grad)
+        self.dtype = getattr(torch, dtype)
+
+    @contextmanager
+    def optim_context(self, model: nn.Module) -> Iterator[None]:
+        device = self.optimizer.param_groups[0]["params"][0].device.type
+        with super().optim_context(model), torch.autocast(device, dtype=self.dtype):
+            yield
+
+
+def with_amp(optim_wrapper: Mapping[str, Any], precision: str) -> dict[str, Any]:
+    """An optimiser config for mixed precision: `bf16` on any device, `fp16` with loss scaling on a GPU.
+
+    Raises:
+        UserError: for `fp16` without a GPU, or an unknown precision.
+    """
+    if precision not in DTYPES:
+        raise UserError(f"--amp: {precision!r} is none of {', '.join(DTYPES)}.")
+    if precision == "bf16":
+        return {**optim_wrapper, "type": "AutocastOptimWrapper", "dtype": "bfloat16"}
+    if not torch.cuda.is_available():
+        raise UserError("--amp fp16 needs a GPU; on a CPU use --amp bf16.")
+    return {**optim_wrapper, "type": "AmpOptimWrapper", "dtype": "float16"}
+
+
+def build_optimisers(model: nn.Module, cfg: Mapping[str, Any]) -> OptimWrapper | OptimWrapperDict:
+    """The student's optimiser, and the critics' beside it where the config has `critic`.
+
+    Raises:
+        UserError: if the model has critics and the config no optimiser for them, or the other way round.
+    """
+    bare = model.module if hasattr(model, "module") else model
+    critics = bare.critics if isinstance(bare, Distiller) else []
+    own = dict(cfg)
+    critic_cfg = own.pop("critic", None)
+    own.setdefault("type", "OptimWrapper")
+    if critics and critic_cfg is None:
+        raise UserError("optim_wrapper: an adversarial transfer needs optim_wrapper.critic=dict(optimizer=dict(...)).")
+    if critic_cfg is not None and not critics:
+        raise UserError("optim_wrapper.critic: no transfer has a critic; leave this key out.")
+    if not critics:
+        return build_optim_wrapper(bare, own)
+    with without_critics(bare):
+        student = build_optim_wrapper(bare, own)
+    critic = build_optim_wrapper(nn.ModuleList(critics), {"type": "OptimWrapper", **critic_cfg})
+    return OptimWrapperDict(student=student, critic=critic)
+
+
+@MODEL_WRAPPERS.register_module()
+class DistillDataParallel(MMDistributedDataParallel):
+    """mmengine's data-parallel wrapper, on GPUs and on a CPU, that leaves a distiller's step to the distiller.
+
+    Critics stand outside it: their gradients are averaged by the distiller after their own backward pass.
+    """
+
+    def __init__(self, module: nn.Module, **kwargs: Any) -> None:
+        critics = module.critics if isinstance(module, Distiller) else []
+        hidden = {id(p) for critic in critics for p in critic.parameters()}
+        hidden |= {id(b) for critic in critics for b in critic.buffers()}
+        named = [*module.named_parameters(), *module.named_buffers()]
+        self._set_params_and_buffers_to_ignore_for_model(module, [name for name, t in named if id(t) in hidden])
+        for critic in critics:
+            broadcast(critic)
+        super().__init__(module=module, **kwargs)
+
+    def train_step(self, data: dict[str, Any], optim_wrapper: OptimWrapper) -> dict[str, Tensor]:
+        if isinstance(self.module, Distiller):
+            return self.module.step_through(self, data, optim_wrapper)
+        return super().train_step(data, optim_wrapper)
+
+
+def broadcast(module: nn.Module) -> None:
+    """Give every rank the parameters and buffers that rank 0 has."""
+    for tensor in [*module.parameters(), *module.buffers()]:
+        dist.broadcast(tensor.data, src=0)
+
+
+def start_process_group(launcher: str) -> None:
+    """Join the processes that torchrun started: NCCL with GPUs, gloo without.
+
+    Raises:
+        UserError: if torchrun did not start this process.
+    """
+    if launcher == "none" or dist.is_initialized():
+        return
+    if launcher != "pytorch":
+        raise UserError(f"--launcher: {launcher!r} is none of 'none', 'pytorch'.")
+    if not dist.is_torchelastic_launched():
+        raise UserError(
+            "--launcher pytorch: start it with torchrun, such as 'torchrun --nproc-per-node 2 -m kd_tasks.cli train …'."
+        )
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("nccl")
+        return
+    dist.init_process_group("gloo")

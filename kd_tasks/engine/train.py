@@ -1,0 +1,95 @@
+"""A whole training: check the config, train or resume, write the student, test it."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.dist import barrier, is_main_process
+
+from kd_tasks import plugins
+from kd_tasks.engine.build import build_loader, build_task_model, with_defaults
+from kd_tasks.engine.checkpoints import STUDENT_FILE, latest_checkpoint, save_student
+from kd_tasks.engine.compat import start_process_group, with_amp
+from kd_tasks.engine.config_check import check_config
+from kd_tasks.engine.evaluate import EvaluationResult, evaluate
+from kd_tasks.engine.files import write_json
+from kd_tasks.engine.runner import DistillRunner
+from kd_tasks.errors import UserError
+
+METRICS_FILE = "metrics.json"
+
+
+def train(
+    cfg: Config,
+    resume: bool = False,
+    amp: str | None = None,
+    launcher: str = "none",
+    options: dict[str, Any] | None = None,
+    title: str = "Training",
+) -> Path:
+    """Train what `cfg` describes; the run folder then holds `student.pth` and, with test data, `metrics.json`.
+
+    Args:
+        cfg: the config, with `work_dir`.
+        resume: go on from the newest checkpoint in the run folder.
+        amp: `bf16` or `fp16` for mixed precision.
+        launcher: `pytorch` if torchrun started this process.
+        options: what `--cfg-options` changed, so that the check can tell misspelt keys.
+        title: what the progress bar says.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        UserError: for faults of the config, and for what a person can mend in data and files.
+    """
+    plugins.load_all()
+    check_config(cfg, options)
+    folder = Path(cfg.work_dir)
+    if resume and latest_checkpoint(folder) is None and cfg.get("load_from") is None:
+        raise UserError(f"--resume: {folder} holds no checkpoint to resume from. Leave --resume out to begin anew.")
+    start_process_group(launcher)
+    full = with_defaults(cfg)
+    full.launcher = launcher
+    full.resume = resume
+    if amp is not None:
+        full.optim_wrapper = with_amp(full.optim_wrapper, amp)
+    hooks = dict(full.get("default_hooks") or {})
+    hooks.setdefault("progress", {"type": "TrainingProgress", "title": title})
+    full.default_hooks = hooks
+    full.experiment_name = f"{folder.name}_{abs(hash(str(folder.resolve()))) % 10**8}"
+    runner = DistillRunner.from_cfg(full)
+    runner.train()
+    if is_main_process():
+        _finish(runner, full, folder)
+    barrier()
+    return folder
+
+
+def _finish(runner: DistillRunner, cfg: Config, folder: Path) -> None:
+    network = runner._bare.network
+    meta = {"iter": runner.iter, "epoch": runner.epoch, "seed": runner.seed}
+    save_student(network, folder / STUDENT_FILE, meta)
+    if cfg.get("test_dataloader") is not None:
+        test(cfg, str(folder / STUDENT_FILE), folder)
+
+
+def test(cfg: Config, checkpoint: str, folder: Path | None = None, **options: Any) -> EvaluationResult:
+    """Test the deployed model of `cfg` with the weights of `checkpoint`; writes `metrics.json` into `folder`."""
+    if cfg.get("test_dataloader") is None or cfg.get("test_evaluator") is None:
+        raise UserError("the config has no test_dataloader and test_evaluator, so there is nothing to test on.")
+    model = build_task_model(cfg, checkpoint)
+    loader = build_loader(cfg.test_dataloader, seed=cfg.get("randomness", {}).get("seed") or 0)
+    result = evaluate(model, loader, cfg.test_evaluator, device=get_device(), **options)
+    if folder is not None:
+        write_json(folder / METRICS_FILE, _finite(result.to_dict()))
+    return result
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no not-a-number: such a metric is `null`."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

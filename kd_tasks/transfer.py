@@ -1,0 +1,144 @@
+"""A transfer: one line of a recipe. Student tap, teacher tap, connector, loss, weight, and when it acts."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from kd_tasks.connectors import build_connector
+from kd_tasks.errors import UserError
+from kd_tasks.losses.base import AdversarialLoss
+from kd_tasks.registry import LOSSES
+from kd_tasks.schedules import Moment, Weight
+
+Tapped = Tensor | list[Tensor]
+
+
+class Transfer(nn.Module):
+    """What is compared, where, how, and how strongly.
+
+    Args:
+        name: the transfer's key in the recipe.
+        loss: a loss, or its config.
+        on: the tap on both sides; short for `student` and `teacher` with the same tap.
+        student: the student's tap, or several, which reach the loss as a list.
+        teacher: the teacher's tap, `a.logits` where there are several teachers; or several.
+        target: a tap of the student itself in place of the teacher's (self-distillation).
+        connector: brings the student's tap to the shape that the loss needs; a short name or a config.
+        teacher_connector: the same on the teacher's side.
+        weight: a number, or a schedule, see `Weight`.
+        begin: the moment from which the transfer acts, such as `epoch 5` or `iter 1000`.
+        end: the moment from which it acts no more.
+
+    Raises:
+        UserError: if the taps are named twice or not at all, or a part cannot be built.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        loss: nn.Module | Mapping[str, Any],
+        on: str | Sequence[str] | None = None,
+        student: str | Sequence[str] | None = None,
+        teacher: str | Sequence[str] | None = None,
+        target: str | Sequence[str] | None = None,
+        connector: str | Mapping[str, Any] | None = None,
+        teacher_connector: str | Mapping[str, Any] | None = None,
+        weight: float | Mapping[str, Any] = 1.0,
+        begin: str = "iter 0",
+        end: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.where = f"model.transfers.{name}"
+        self.student_taps, self.teacher_taps = self._taps(on, student, teacher, target)
+        self.own_target = target is not None
+        self.several = not isinstance(on or student, str)
+        self.connector = build_connector(connector, f"{self.where}.connector")
+        self.teacher_connector = build_connector(teacher_connector, f"{self.where}.teacher_connector")
+        self.loss = LOSSES.build(loss, f"{self.where}.loss") if isinstance(loss, Mapping) else loss
+        self.weight = Weight(weight, f"{self.where}.weight")
+        self.begin = Moment.parse(begin, f"{self.where}.begin")
+        self.end = Moment.parse(end, f"{self.where}.end") if end is not None else None
+        if self.several and self.connector is not None:
+            raise UserError(f"{self.where}: a connector joins one tap, but 'student' names several.")
+
+    @property
+    def adversarial(self) -> bool:
+        """Whether the loss has a critic with an optimiser of its own."""
+        return isinstance(self.loss, AdversarialLoss)
+
+    @property
+    def ever_off(self) -> bool:
+        """Whether there are moments at which this transfer does not act."""
+        return self.end is not None or self.begin.value > 0 or min(self.weight.start, self.weight.end) == 0
+
+    def strength(self, iteration: int, iterations_per_epoch: int) -> float:
+        """The weight in an iteration; 0 where the transfer does not act."""
+        if iteration < self.begin.iteration(iterations_per_epoch):
+            return 0.0
+        if self.end is not None and iteration >= self.end.iteration(iterations_per_epoch):
+            return 0.0
+        return self.weight.at(iteration, iterations_per_epoch)
+
+    def pair(self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> tuple[Tapped, Tapped]:
+        """The tensors to compare, through the connectors, out of those that were tapped."""
+        return (
+            self._side(student, self.student_taps, self.connector),
+            self._side(teacher, self.teacher_taps, self.teacher_connector),
+        )
+
+    def forward(self, student: Tapped, teacher: Tapped, context: Mapping[str, Any]) -> Tensor:
+        """The loss of a pair, unweighted."""
+        return self.loss(student, teacher, **context)
+
+    def prepare(self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], context: Mapping[str, Any]) -> None:
+        """Give connectors and loss their sizes by probed taps, and try the transfer.
+
+        Raises:
+            UserError: if the shapes do not fit, or if no gradient can reach the student.
+        """
+        try:
+            self._size(student, teacher, context)
+            missing = [name for name, needed in self.loss.context_names().items() if needed and name not in context]
+            if missing:
+                return
+            self.eval()
+            value = self(*self.pair(student, teacher), context)
+            self.train()
+        except (ValueError, RuntimeError, AssertionError) as error:
+            raise UserError(f"{self.where}: {error}") from error
+        if value.dim() != 0:
+            raise UserError(f"{self.where}: {type(self.loss).__name__} gives {tuple(value.shape)}, not a scalar.")
+        if not value.requires_grad or not any(student[tap].requires_grad for tap in self.student_taps):
+            raise UserError(
+                f"{self.where}: no gradient can reach the student from {', '.join(self.student_taps)}; the tap lies "
+                "before everything that trains, or the student's layers before it are frozen."
+            )
+
+    def _size(self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], context: Mapping[str, Any]) -> None:
+        if self.connector is not None:
+            self.connector.prepare(student[self.student_taps[0]], teacher[self.teacher_taps[0]])
+        if self.teacher_connector is not None:
+            self.teacher_connector.prepare(teacher[self.teacher_taps[0]], student[self.student_taps[0]])
+        first, second = self.pair(student, teacher)
+        self.loss.prepare(first, second, **{k: v for k, v in context.items() if k in self.loss.context_names()})
+
+    def _side(self, taps: Mapping[str, Tensor], names: Sequence[str], connector: nn.Module | None) -> Tapped:
+        if self.several:
+            return [taps[name] for name in names]
+        value = taps[names[0]]
+        return value if connector is None else connector(value)
+
+    def _taps(self, on: Any, student: Any, teacher: Any, target: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        if on is not None and (student, teacher, target) != (None, None, None):
+            raise UserError(f"{self.where}: 'on' names the tap of both sides; leave out 'student', 'teacher', 'target'.")
+        if teacher is not None and target is not None:
+            raise UserError(f"{self.where}: 'teacher' and 'target' exclude each other.")
+        ours, theirs = (on, on) if on is not None else (student, teacher if teacher is not None else target)
+        if not ours or not theirs:
+            raise UserError(
+                f"{self.where}: it needs a tap on both sides: 'on', or 'student' with 'teacher' (or with 'target')."
+            )
+        pair = tuple((side,) if isinstance(side, str) else tuple(side) for side in (ours, theirs))
+        return pair[0], pair[1]
