@@ -2,6 +2,7 @@
 
 import inspect
 from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -34,12 +35,24 @@ class Loss(nn.Module, ABC):
         """Create parameters whose sizes depend on the inputs. Called once, with probed tensors, before training."""
 
     def forward(self, student: Tensor, teacher: Tensor, **context: Any) -> Tensor:
+        """The loss, a scalar.
+
+        Raises:
+            ValueError: for shapes that do not fit, or context that `compute` needs and the call lacks.
+        """
         if self.detach_teacher:
             teacher = detached(teacher)
-        wanted = self.context_names()
-        chosen = {name: full_precision(value) for name, value in context.items() if name in wanted}
+        chosen = self.choose(context)
         with torch.autocast(_device_of(student), enabled=False):
             return self.compute(full_precision(student), full_precision(teacher), **chosen)
+
+    def choose(self, context: Mapping[str, Any]) -> dict[str, Any]:
+        """Of `context`, what `compute` names, in full precision."""
+        names = self.context_names()
+        missing = [name for name, needed in names.items() if needed and name not in context]
+        if missing:
+            raise ValueError(f"{type(self).__name__} needs {', '.join(missing)} beside the student and the teacher.")
+        return {name: full_precision(value) for name, value in context.items() if name in names}
 
     @abstractmethod
     def compute(self, student: Tensor, teacher: Tensor) -> Tensor:
@@ -57,8 +70,7 @@ class AdversarialLoss(Loss):
 
     def critic_loss(self, student: Tensor, teacher: Tensor, **context: Any) -> Tensor:
         """The critic's objective, in full precision, with both inputs detached."""
-        wanted = self.context_names()
-        chosen = {name: full_precision(value) for name, value in context.items() if name in wanted}
+        chosen = self.choose(context)
         with torch.autocast(_device_of(student), enabled=False):
             return self.compute_critic(full_precision(detached(student)), full_precision(detached(teacher)), **chosen)
 
@@ -92,6 +104,38 @@ def check_same_shape(student: Tensor, teacher: Tensor, loss: nn.Module) -> None:
             f"{type(loss).__name__} compares tensors of one shape, but the student's is {tuple(student.shape)} and the "
             f"teacher's {tuple(teacher.shape)}. A connector can bring the student's to the teacher's."
         )
+
+
+def check_maps(student: Tensor, teacher: Tensor, loss: nn.Module) -> None:
+    """Raise `ValueError` with both shapes unless both are maps (N, C, H, W) of one batch size."""
+    if student.ndim != 4 or teacher.ndim != 4 or len(student) != len(teacher):
+        raise ValueError(
+            f"{type(loss).__name__} compares maps (N, C, H, W) of one batch size, but the student's shape is "
+            f"{tuple(student.shape)} and the teacher's {tuple(teacher.shape)}."
+        )
+
+
+def check_same_size(student: Tensor, teacher: Tensor, loss: nn.Module) -> None:
+    """Raise `ValueError` with both shapes unless both are maps (N, C, H, W) with the same N, H and W."""
+    check_maps(student, teacher, loss)
+    if student.shape[2:] != teacher.shape[2:]:
+        raise ValueError(
+            f"{type(loss).__name__} compares maps of one height and width, but the student's shape is "
+            f"{tuple(student.shape)} and the teacher's {tuple(teacher.shape)}. "
+            f"A connector can bring the student's to the teacher's."
+        )
+
+
+def check_option(value: object, known: Collection[object], name: str, loss: nn.Module) -> None:
+    """Raise `ValueError` if the argument `name` of `loss` is none of the `known` values."""
+    if value not in known:
+        raise ValueError(f"{type(loss).__name__}: {name}={value!r} is none of {', '.join(map(repr, known))}.")
+
+
+def check_positive(value: float, name: str, loss: nn.Module) -> None:
+    """Raise `ValueError` if the argument `name` of `loss` is not above zero."""
+    if not value > 0:
+        raise ValueError(f"{type(loss).__name__}: {name} must be above zero, not {value!r}.")
 
 
 def _device_of(value: Any) -> str:
