@@ -21,9 +21,15 @@ class Connector(nn.Module):
         raise NotImplementedError
 
 
-def resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
+def size_to_reach(student: Tensor, teacher: Tensor) -> tuple[int, int] | None:
+    """The height and width of the teacher's maps; None if the student's are as large, so at any picture size."""
+    height, width = teacher.shape[-2:]
+    return None if student.shape[-2:] == teacher.shape[-2:] else (height, width)
+
+
+def resized(maps: Tensor, size: tuple[int, int] | None) -> Tensor:
     """Maps (N, C, h, w) at `size` (H, W): averaged where they shrink on both sides, else bilinear."""
-    if tuple(maps.shape[-2:]) == size:
+    if size is None or tuple(maps.shape[-2:]) == size:
         return maps
     if maps.shape[-2] >= size[0] and maps.shape[-1] >= size[1]:
         return F.adaptive_avg_pool2d(maps, size)
@@ -36,7 +42,7 @@ class MatchSize(Connector):
 
     def prepare(self, student: Tensor, teacher: Tensor) -> None:
         _need_maps(self, student, teacher)
-        self.size = tuple(teacher.shape[-2:])
+        self.size = size_to_reach(student, teacher)
 
     def forward(self, student: Tensor) -> Tensor:
         return resized(student, self.size)
@@ -57,7 +63,7 @@ class Conv1x1(Connector):
 
     def prepare(self, student: Tensor, teacher: Tensor) -> None:
         _need_maps(self, student, teacher)
-        self.size = tuple(teacher.shape[-2:])
+        self.size = size_to_reach(student, teacher)
         layers: list[nn.Module] = [nn.Conv2d(student.shape[1], teacher.shape[1], 1, bias=not self.norm)]
         if self.norm:
             layers.append(nn.BatchNorm2d(teacher.shape[1]))

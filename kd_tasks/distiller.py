@@ -12,7 +12,8 @@ from mmengine.optim import OptimWrapper, OptimWrapperDict
 from torch import Tensor, nn
 
 from kd_tasks.errors import UserError
-from kd_tasks.registry import TASK_MODELS
+from kd_tasks.losses.base import detached
+from kd_tasks.registry import TASK_MODELS, construct
 from kd_tasks.schedules import Weight
 from kd_tasks.task import Criterion, Decoder, TaskModel
 from kd_tasks.taps import Taps, evaluating
@@ -75,7 +76,7 @@ class Distiller(TaskModel):
         self._critic_batch: list[tuple[Transfer, float, Any, Any, dict[str, Any]]] = []
         with torch.random.fork_rng(devices=[]):
             self._outside = _OutsideModuleTree(_built_teachers(teacher, teachers))
-            self.transfers = nn.ModuleDict({key: Transfer(key, **cfg) for key, cfg in transfers.items()})
+            self.transfers = _built_transfers(transfers)
             self._connect(torch.randn(PROBE_BATCH, 3, *input_size))
 
     @property
@@ -92,7 +93,7 @@ class Distiller(TaskModel):
     def skips_parameters(self) -> bool:
         """Whether some parameters get no gradient in some iterations."""
         weights = (self.task_weight.start, self.task_weight.end)
-        return min(weights) == 0 or any(t.ever_off for t in self._recipe())
+        return self.criterion is None or min(weights) == 0 or any(t.ever_off for t in self._recipe())
 
     def set_moment(self, iteration: int, iterations_per_epoch: int) -> None:
         """Tell the schedules where the training stands."""
@@ -111,7 +112,7 @@ class Distiller(TaskModel):
             student, teacher = transfer.pair(tapped, tapped if transfer.own_target else tapped_by_teacher)
             result[f"kd.{transfer.name}"] = strength * transfer(student, teacher, context)
             if transfer.adversarial and self.training:
-                self._critic_batch.append((transfer, strength, student.detach(), teacher, context))
+                self._critic_batch.append((transfer, strength, detached(student), detached(teacher), context))
         if not result:
             raise UserError(f"no task loss and no transfer acts in iteration {self.iteration}: nothing to train on.")
         return result
@@ -187,15 +188,15 @@ class Distiller(TaskModel):
         if names and not self.teachers:
             raise UserError("model: the transfers read a teacher, but there is none; give 'teacher' or use 'target'.")
         single = len(self.teachers) == 1 and "teacher" in self.teachers
+        strangers = [n for n in names if not single and n.split(".")[0] not in self.teachers]
+        if strangers:
+            known = ", ".join(self.teachers)
+            raise UserError(f"model.transfers: {strangers[0]!r} begins with no teacher's name; teachers: {known}.")
         for name, teacher in self.teachers.items():
             own = names if single else [n.removeprefix(f"{name}.") for n in names if n.startswith(f"{name}.")]
             if not own:
                 raise UserError(f"model.{teacher.where.removeprefix('model.')}: no transfer reads this teacher.")
             teacher.connect(own, probe)
-        strangers = [n for n in names if not single and n.split(".")[0] not in self.teachers]
-        if strangers:
-            known = ", ".join(self.teachers)
-            raise UserError(f"model.transfers: {strangers[0]!r} begins with no teacher's name; teachers: {known}.")
 
     def _recipe(self) -> list[Transfer]:
         return list(self.transfers.values())  # type: ignore[arg-type]
@@ -227,6 +228,16 @@ def without_critics(model: nn.Module) -> Iterator[nn.Module]:
     finally:
         for loss, critic in taken:
             loss._modules["critic"] = critic
+
+
+def _built_transfers(transfers: Mapping[str, Mapping[str, Any]]) -> nn.ModuleDict:
+    built = nn.ModuleDict()
+    for name, cfg in transfers.items():
+        where = f"model.transfers.{name}"
+        if "." in name or hasattr(built, name):
+            raise UserError(f"{where}: a transfer cannot be called {name!r}; choose another name, without a dot.")
+        built[name] = construct(Transfer, {**cfg, "name": name}, where)
+    return built
 
 
 def _built_teachers(

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import fusion
+from torch.nn.utils.parametrize import is_parametrized
 
 from kd_tasks.errors import UserError
 from kd_tasks.taps import INPUT_SUFFIX, evaluating
@@ -104,10 +105,14 @@ def _adjacent(network: nn.Module, taps: set[str], probe: Tensor) -> list[tuple[s
         (conv, readers[0])
         for conv, readers in consumers.items()
         if len(readers) == 1
-        and isinstance(leaves[readers[0]], nn.BatchNorm2d)
+        and _foldable(leaves[conv], leaves[readers[0]])
         and runs[conv] == runs[readers[0]] == 1
         and not taps & {conv, readers[0] + INPUT_SUFFIX}
     ]
+
+
+def _foldable(conv: nn.Module, norm: nn.Module) -> bool:
+    return isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None and not is_parametrized(conv)
 
 
 def _agree(first: nn.Module, second: nn.Module, probe: Tensor) -> bool:

@@ -5,7 +5,7 @@ Everything is registered in mmengine's own registries, without scopes, so that c
 and an unknown name gets an error with the nearest name *of that kind*.
 """
 
-import copy
+import importlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
@@ -24,11 +24,13 @@ class Kind:
     Args:
         name: what a person calls it, such as `loss`.
         registry: the mmengine root registry that holds the classes.
+        nested: whether parts within a config are built before the whole; otherwise the class builds its parts itself.
     """
 
-    def __init__(self, name: str, registry: Registry) -> None:
+    def __init__(self, name: str, registry: Registry, nested: bool = True) -> None:
         self.name = name
         self.registry = registry
+        self.nested = nested
         self._classes: dict[str, type] = {}
 
     def register(self, cls: C) -> C:
@@ -46,24 +48,30 @@ class Kind:
     def __contains__(self, name: object) -> bool:
         return name in self._classes
 
-    def get(self, name: str, where: str = "") -> type:
-        """The class called `name`.
+    def get(self, name: str | type, where: str = "") -> type:
+        """The class called `name`: a registered one, or any by its dotted name; a class stands for itself.
 
         Raises:
             UserError: if there is none; names the config path `where` and the nearest known name.
         """
+        if not isinstance(name, str):
+            return name
         if name in self._classes:
             return self._classes[name]
         at = f"{where}: " if where else ""
+        if "." in name:
+            return import_type(name, at)
         raise UserError(f"{at}{name!r} is not a known {self.name}.{nearest(name, self)} Known: {', '.join(self)}.")
 
     def build(self, cfg: Mapping[str, Any], where: str = "") -> Any:
         """Build the object that `cfg` describes; nested dicts with a `type` of any kind are built first.
 
         Raises:
-            UserError: for an unknown `type` or an argument that the class does not take.
+            UserError: for an unknown `type`, or an argument that the class does not take or refuses.
         """
-        arguments = {key: build_nested(value, f"{where}.{key}") for key, value in copy.copy(dict(cfg)).items()}
+        arguments = dict(cfg)
+        if self.nested:
+            arguments = {key: build_nested(value, f"{where}.{key}") for key, value in arguments.items()}
         if "type" not in arguments:
             raise UserError(f"{where or self.name}: a {self.name} needs a 'type'.")
         cls = self.get(arguments.pop("type"), where)
@@ -77,7 +85,7 @@ PREPROCESSORS = Kind("preprocessor", MODELS)
 LOSSES = Kind("loss", MODELS)
 CRITICS = Kind("critic", MODELS)
 CONNECTORS = Kind("connector", MODELS)
-TASK_MODELS = Kind("task model", MODELS)
+TASK_MODELS = Kind("task model", MODELS, nested=False)
 
 MODEL_KINDS = (NETWORKS, CRITERIA, DECODERS, PREPROCESSORS, LOSSES, CRITICS, CONNECTORS, TASK_MODELS)
 
@@ -97,8 +105,25 @@ __all__ = [
     "Kind",
     "build_nested",
     "construct",
+    "import_type",
     "kind_of",
 ]
+
+
+def import_type(name: str, at: str = "") -> Any:
+    """The object with the dotted name `name`, such as `package.module.Class`.
+
+    Raises:
+        UserError: if it cannot be imported; the message begins with `at`.
+    """
+    module, _, attribute = name.rpartition(".")
+    try:
+        members = vars(importlib.import_module(module))
+    except Exception as error:
+        raise UserError(f"{at}{name!r} cannot be imported: {type(error).__name__}: {error}") from error
+    if attribute not in members:
+        raise UserError(f"{at}{name!r} cannot be imported: {module} has no {attribute!r}.{nearest(attribute, members)}")
+    return members[attribute]
 
 
 def kind_of(name: str) -> Kind | None:
@@ -118,7 +143,7 @@ def construct(cls: Callable[..., Any], arguments: Mapping[str, Any], where: str)
     """Call `cls(**arguments)`.
 
     Raises:
-        UserError: for arguments that `cls` does not take or that are missing.
+        UserError: for arguments that `cls` does not take, that are missing, or whose values it refuses.
     """
     signature = inspect.signature(cls)
     try:
@@ -129,7 +154,10 @@ def construct(cls: Callable[..., Any], arguments: Mapping[str, Any], where: str)
         unknown = next((key for key in arguments if key not in signature.parameters), "")
         hint = nearest(unknown, signature.parameters) if unknown else ""
         raise UserError(f"{where}: {name}: {error}.{hint} It takes: {takes}.") from None
-    return cls(**arguments)
+    try:
+        return cls(**arguments)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{where}: {error}") from error
 
 
 for _name in losses.__all__:

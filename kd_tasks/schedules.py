@@ -69,6 +69,9 @@ class Weight:
     ) -> None:
         if ramp not in RAMPS:
             raise UserError(f"{where}.ramp: {ramp!r} is none of {', '.join(RAMPS)}.")
+        for name, value in (("start", start), ("end", end)):
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise UserError(f"{where}.{name}: {value!r} is not a number.")
         self.start, self.end, self.ramp = float(start), float(end), ramp
         self.begin, self.until = Moment.parse(begin, f"{where}.begin"), Moment.parse(until, f"{where}.until")
         if self.begin.unit == self.until.unit and self.begin.value > self.until.value:

@@ -4,7 +4,7 @@ A tap is named by one of the network's outputs (`logits`), or by a module's dott
 `backbone.layer3:in` for the module's first input).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -55,7 +55,7 @@ class Taps:
     def run(self, inputs: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The network's outputs and the taps' tensors, by name."""
         outputs, readings = self._record(inputs)
-        return outputs, {n: outputs[n] if n in outputs else readings[n].value for n in self.names}
+        return outputs, {n: outputs[n] if n in outputs else self._intact(n, readings) for n in self.names}
 
     def _hook_modules(self) -> None:
         modules = dict(self.network.named_modules())
@@ -92,9 +92,25 @@ class Taps:
         finally:
             self._recording = None
 
+    def _intact(self, name: str, readings: Mapping[str, _Reading]) -> Tensor:
+        reading = readings[name]
+        compiled = self.network._compiled_call_impl is not None  # its tensors are counted differently
+        if not compiled and reading.value._version != reading.version:
+            raise UserError(
+                f"{self.where}: the tensor of the tap {name!r} is overwritten in train mode, which the probe in eval "
+                "mode could not see; tap the module that overwrites it, or make that module work out of place."
+            )
+        return reading.value
+
     def _try(self, probe: Tensor) -> dict[str, tuple[int, ...]]:
-        with evaluating(self.network), torch.no_grad():
+        with evaluating(self.network), torch.no_grad(), torch.random.fork_rng(devices=[]):
+            for module in self.network.modules():
+                if isinstance(module, nn.modules.dropout._DropoutNd) and module.inplace:
+                    module.train()  # overwrites its input in this mode alone
             outputs, readings = self._record(probe)
+        if not isinstance(outputs, Mapping):
+            kind = type(outputs).__name__
+            raise UserError(f"{self.where}: a network gives a dict of named outputs, but this one gives a {kind}.")
         shapes = {}
         for name in self.names:
             if name in outputs:

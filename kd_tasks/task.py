@@ -76,9 +76,15 @@ class ImagePreprocessor(BaseDataPreprocessor):
     std: Tensor
 
     def forward(self, data: dict[str, Any], training: bool = False) -> dict[str, Any]:
-        """`data` as `collate_samples` gives it, `inputs` uint8 RGB; returns it with float `inputs` (N, 3, H, W)."""
+        """`data` as `collate_samples` gives it, `inputs` uint8 RGB; returns it with float `inputs` (N, 3, H, W).
+
+        Every meta dict gets `padded_size` (H, W), which a decoder needs to cut the padding off.
+        """
         batch = self.cast_data(data)
-        return {**batch, "inputs": self.normalise(self._one_size(batch["inputs"]))}
+        images = self._one_size(batch["inputs"])
+        if "meta" in batch:
+            batch = {**batch, "meta": [{**m, "padded_size": tuple(images.shape[-2:])} for m in batch["meta"]]}
+        return {**batch, "inputs": self.normalise(images)}
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 or float images in 0..255 to the network's input."""
@@ -162,7 +168,11 @@ class TaskModel(BaseModel):
     def parse_losses(self, losses: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum of *all* terms, whatever their names, and the terms for the log."""
         total = torch.stack([value.float() for value in losses.values()]).sum()
-        return total, {"loss": total.detach(), **{name: value.detach() for name, value in losses.items()}}
+        log = {"loss": total.detach(), **{name: value.detach() for name, value in losses.items()}}
+        return total, {**log, "loss": total.detach()}
+
+    def init_weights(self) -> None:
+        """Nothing: a network has its weights when it is built. mmengine's own pass would overwrite loaded ones."""
 
     def deployed(self) -> "TaskModel":
         """The task model whose network is exported and tested: itself; a distiller answers with its student."""
@@ -174,10 +184,20 @@ def _built(part: Any, build: Callable[..., Any], where: str) -> Any:
 
 
 def resized_logits(logits: Tensor, meta: Meta, align_corners: bool) -> Tensor:
-    """Maps (C, h, w) of one padded sample at its original size (C, H, W): padding cut off, then bilinear."""
+    """Maps (..., C, h, w) of padded samples at their original size (..., C, H, W): padding cut off, then bilinear.
+
+    `meta` holds for all samples: `original_size`, `input_size` and, where images were padded, `padded_size`.
+    """
     height, width = meta["input_size"]
-    padded = meta.get("padded_size", meta["input_size"])
-    if tuple(padded) != (height, width):
-        logits = F.interpolate(logits[None], size=tuple(padded), mode="bilinear", align_corners=align_corners)[0]
-        logits = logits[:, :height, :width]
-    return F.interpolate(logits[None], size=tuple(meta["original_size"]), mode="bilinear", align_corners=align_corners)[0]
+    padded = tuple(meta.get("padded_size", (height, width)))
+    maps = logits if logits.dim() == 4 else logits[None]
+    if padded != (height, width):
+        maps = _enlarged(maps, padded, align_corners)[..., :height, :width]
+    maps = _enlarged(maps, tuple(meta["original_size"]), align_corners)
+    return maps if logits.dim() == 4 else maps[0]
+
+
+def _enlarged(maps: Tensor, size: tuple[int, ...], align_corners: bool) -> Tensor:
+    if tuple(maps.shape[-2:]) == size:
+        return maps
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=align_corners)

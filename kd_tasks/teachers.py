@@ -1,6 +1,7 @@
 """Frozen teachers: networks that give targets and never change."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from kd_tasks.errors import UserError
 from kd_tasks.inference import Preparation, prepare_for_inference
-from kd_tasks.registry import NETWORKS
+from kd_tasks.registry import NETWORKS, construct
 from kd_tasks.taps import Taps
 
 MODES = ("eval", "batch_stats")
@@ -27,8 +28,8 @@ class FrozenTeacher:
         std: likewise.
         size: (H, W) at which the teacher sees the picture; the student's size by default.
         prepare: `dict(fold_batchnorm=, channels_last=, dtype=, compile=)`, see `Preparation`.
-        mode: `eval`, or `batch_stats` where a method wants batch statistics in the teacher's batch normalisation; the
-            running statistics stay untouched in both.
+        mode: `eval`, or `batch_stats` where a method wants batch statistics in the teacher's batch normalisation, which
+            is then not folded; the running statistics stay untouched in both.
         name: the teacher's key in the config, for messages.
 
     Raises:
@@ -59,7 +60,11 @@ class FrozenTeacher:
         self.network.eval().requires_grad_(False)
         self.mode = mode
         self.size = tuple(size) if size is not None else None
-        self.preparation = Preparation(**prepare) if prepare else None
+        self.preparation: Preparation | None = None
+        if prepare is not None:
+            self.preparation = construct(Preparation, prepare, f"{self.where}.prepare")
+            if mode == "batch_stats":
+                self.preparation = replace(self.preparation, fold_batchnorm=False)
         self._statistics = (mean, std)
         self._scale: tuple[Tensor, Tensor] | None = None
 
@@ -87,7 +92,7 @@ class FrozenTeacher:
     def view(self, inputs: Tensor) -> Tensor:
         """The student's input (N, 3, H, W) as this teacher sees it."""
         if self._scale is not None:
-            scale, shift = (t.to(inputs.device) for t in self._scale)
+            scale, shift = self._scale
             inputs = inputs * scale + shift
         if self.size is not None and tuple(inputs.shape[-2:]) != self.size:
             inputs = F.interpolate(inputs, size=self.size, mode="bilinear", align_corners=False, antialias=True)
@@ -104,6 +109,8 @@ class FrozenTeacher:
     def apply(self, function: Any) -> None:
         """Apply `function` to every parameter and buffer, as `nn.Module._apply` does; moves the teacher to a device."""
         self.network._apply(function)
+        if self._scale is not None:
+            self._scale = (function(self._scale[0]), function(self._scale[1]))
 
 
 def use_batch_statistics(network: nn.Module) -> None:

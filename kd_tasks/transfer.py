@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from kd_tasks.connectors import build_connector
@@ -53,15 +54,18 @@ class Transfer(nn.Module):
         self.where = f"model.transfers.{name}"
         self.student_taps, self.teacher_taps = self._taps(on, student, teacher, target)
         self.own_target = target is not None
-        self.several = not isinstance(on or student, str)
+        self.several_student = not isinstance(student if on is None else on, str)
+        self.several_teacher = not isinstance(next(t for t in (on, teacher, target) if t is not None), str)
         self.connector = build_connector(connector, f"{self.where}.connector")
         self.teacher_connector = build_connector(teacher_connector, f"{self.where}.teacher_connector")
         self.loss = LOSSES.build(loss, f"{self.where}.loss") if isinstance(loss, Mapping) else loss
         self.weight = Weight(weight, f"{self.where}.weight")
         self.begin = Moment.parse(begin, f"{self.where}.begin")
         self.end = Moment.parse(end, f"{self.where}.end") if end is not None else None
-        if self.several and self.connector is not None:
-            raise UserError(f"{self.where}: a connector joins one tap, but 'student' names several.")
+        if self.several_student and self.connector is not None:
+            raise UserError(f"{self.where}.connector: a connector joins one tap, but the student's are several.")
+        if self.several_teacher and self.teacher_connector is not None:
+            raise UserError(f"{self.where}.teacher_connector: a connector joins one tap, but the teacher's are several.")
 
     @property
     def adversarial(self) -> bool:
@@ -84,8 +88,8 @@ class Transfer(nn.Module):
     def pair(self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> tuple[Tapped, Tapped]:
         """The tensors to compare, through the connectors, out of those that were tapped."""
         return (
-            self._side(student, self.student_taps, self.connector),
-            self._side(teacher, self.teacher_taps, self.teacher_connector),
+            _side(student, self.student_taps, self.several_student, self.connector),
+            _side(teacher, self.teacher_taps, self.several_teacher, self.teacher_connector),
         )
 
     def forward(self, student: Tapped, teacher: Tapped, context: Mapping[str, Any]) -> Tensor:
@@ -98,6 +102,11 @@ class Transfer(nn.Module):
         Raises:
             UserError: if the shapes do not fit, or if no gradient can reach the student.
         """
+        if not any(student[tap].requires_grad for tap in self.student_taps):
+            raise UserError(
+                f"{self.where}: no gradient can reach the student from {', '.join(self.student_taps)}; the tap lies "
+                "before everything that trains, or the student's layers before it are frozen."
+            )
         try:
             self._size(student, teacher, context)
             missing = [name for name, needed in self.loss.context_names().items() if needed and name not in context]
@@ -106,15 +115,11 @@ class Transfer(nn.Module):
             self.eval()
             value = self(*self.pair(student, teacher), context)
             self.train()
-        except (ValueError, RuntimeError, AssertionError) as error:
+        except (UserError, ValueError, RuntimeError, AssertionError, IndexError) as error:
             raise UserError(f"{self.where}: {error}") from error
         if value.dim() != 0:
             raise UserError(f"{self.where}: {type(self.loss).__name__} gives {tuple(value.shape)}, not a scalar.")
-        if not value.requires_grad or not any(student[tap].requires_grad for tap in self.student_taps):
-            raise UserError(
-                f"{self.where}: no gradient can reach the student from {', '.join(self.student_taps)}; the tap lies "
-                "before everything that trains, or the student's layers before it are frozen."
-            )
+        self._check_gradients(value, [student[tap] for tap in self.student_taps])
 
     def _size(self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], context: Mapping[str, Any]) -> None:
         if self.connector is not None:
@@ -124,11 +129,18 @@ class Transfer(nn.Module):
         first, second = self.pair(student, teacher)
         self.loss.prepare(first, second, **{k: v for k, v in context.items() if k in self.loss.context_names()})
 
-    def _side(self, taps: Mapping[str, Tensor], names: Sequence[str], connector: nn.Module | None) -> Tapped:
-        if self.several:
-            return [taps[name] for name in names]
-        value = taps[names[0]]
-        return value if connector is None else connector(value)
+    def _check_gradients(self, value: Tensor, taps: Sequence[Tensor]) -> None:
+        if not value.requires_grad or not any(_reached(value, [tap for tap in taps if tap.requires_grad])):
+            raise UserError(
+                f"{self.where}: {type(self.loss).__name__} gives no gradient to {', '.join(self.student_taps)}."
+            )
+        for key, connector in (("connector", self.connector), ("teacher_connector", self.teacher_connector)):
+            weights = list(connector.parameters()) if connector is not None else []
+            if weights and not all(_reached(value, weights)):
+                raise UserError(
+                    f"{self.where}.{key}: no gradient reaches its weights, so that it would stay random: "
+                    f"{type(self.loss).__name__} takes this side as given. Use one without weights, or leave it out."
+                )
 
     def _taps(self, on: Any, student: Any, teacher: Any, target: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
         if on is not None and (student, teacher, target) != (None, None, None):
@@ -142,3 +154,16 @@ class Transfer(nn.Module):
             )
         pair = tuple((side,) if isinstance(side, str) else tuple(side) for side in (ours, theirs))
         return pair[0], pair[1]
+
+
+def _side(taps: Mapping[str, Tensor], names: Sequence[str], several: bool, connector: nn.Module | None) -> Tapped:
+    if several:
+        return [taps[name] for name in names]
+    value = taps[names[0]]
+    return value if connector is None else connector(value)
+
+
+def _reached(value: Tensor, tensors: Sequence[Tensor]) -> list[bool]:
+    """Which of `tensors` the gradient of `value` reaches."""
+    gradients = torch.autograd.grad(value, tensors, retain_graph=True, allow_unused=True)
+    return [gradient is not None for gradient in gradients]

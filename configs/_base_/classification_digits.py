@@ -12,7 +12,7 @@ val_dataloader = dict(batch_size=100, num_workers=0, dataset=dict(type='Digits',
 test_dataloader = dict(batch_size=100, num_workers=0, dataset=dict(type='Digits', split='test', test_mode=True))
 val_evaluator = test_evaluator = dict(type='Accuracy', topk=(1, 5))
 
-train_cfg = dict(by_epoch=True, max_epochs=6, val_interval=2)
+train_cfg = dict(by_epoch=True, max_epochs=8, val_interval=2)
 val_cfg = dict()
 test_cfg = dict()
 optim_wrapper = dict(optimizer=dict(type='AdamW', lr=0.01, weight_decay=0.01))

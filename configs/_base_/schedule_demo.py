@@ -1,5 +1,10 @@
-# A short schedule for runs on a CPU; a config sets max_epochs and the end of the decay.
+# Twelve short epochs for runs on a CPU.
 _base_ = './runtime.py'
-optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.05, momentum=0.9, weight_decay=5e-4))
+_epochs = 12
+optim_wrapper = dict(optimizer=dict(type='AdamW', lr=5e-3, weight_decay=1e-2))
+param_scheduler = [
+    dict(type='PolyLR', power=0.9, eta_min=0.0, begin=0, end=_epochs, by_epoch=True, convert_to_iter_based=True),
+]
+train_cfg = dict(by_epoch=True, max_epochs=_epochs, val_interval=_epochs)
 val_cfg = dict()
 test_cfg = dict()

@@ -8,8 +8,8 @@ model = dict(
     student=dict(type='SmallClassifier', width=6, num_classes=10),
     teacher=dict(type='SmallClassifier', width=24, num_classes=10, checkpoint=_teacher),
     transfers=dict(
-        soft=dict(on='logits', loss=dict(type='SoftTargets', temperature=4.0), weight=0.9),
-        hint=dict(on='layer3', connector='conv1x1', loss=dict(type='Hint'), weight=1.0),
+        soft=dict(on='logits', loss=dict(type='SoftTargets', temperature=4.0), weight=0.3),
+        hint=dict(on='layer3', connector='conv1x1', loss=dict(type='Hint'), weight=0.3),
     ),
 )
 work_dir = 'work_dirs/classification/kd_digits'

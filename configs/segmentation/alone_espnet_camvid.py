@@ -1,4 +1,4 @@
-# The control of skd_r101_espnet_camvid: the same student without a teacher.
+"""The control of skd_r101_espnet_camvid: the same student without a teacher."""
 _base_ = ['../_base_/segmentation.py', '../_base_/camvid_360.py', '../_base_/schedule_40k.py']
 model = dict(
     type='TaskModel',

@@ -1,4 +1,4 @@
-# The control of skd_r101_r18_cityscapes: the same student without a teacher.
+"""The control of skd_r101_r18_cityscapes: the same student without a teacher."""
 _base_ = ['../_base_/segmentation.py', '../_base_/cityscapes_512.py',
           '../_base_/schedule_40k.py']
 model = dict(

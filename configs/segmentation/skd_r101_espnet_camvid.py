@@ -1,4 +1,4 @@
-# Structured distillation on CamVid: PSPNet-R101 to ESPNet-C.
+"""Structured distillation on CamVid: PSPNet-R101 to ESPNet-C."""
 _base_ = ['../_base_/segmentation.py', '../_base_/camvid_360.py', '../_base_/schedule_40k.py']
 model = dict(
     type='Distiller',

@@ -1,5 +1,7 @@
-# Structured distillation (Liu et al., CVPR 2019) with its three terms: PSPNet-R101 to PSPNet-R18.
-# The pixel term is a sum over the batch as in the authors' code: at batch N its weight is 10 * 8 / N.
+"""Structured distillation (Liu et al., CVPR 2019) with its three terms: PSPNet-R101 to PSPNet-R18.
+
+The pixel term is a sum over the batch as in the authors' code: at batch N its weight is 10 * 8 / N.
+"""
 _base_ = ['../_base_/segmentation.py', '../_base_/cityscapes_512.py',
           '../_base_/schedule_40k.py']
 model = dict(

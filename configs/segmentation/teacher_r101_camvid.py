@@ -1,4 +1,4 @@
-# The teacher on CamVid: PSPNet over ResNet-101, with ImageNet weights.
+"""The teacher on CamVid: PSPNet over ResNet-101, with ImageNet weights."""
 _base_ = ['../_base_/segmentation.py', '../_base_/camvid_360.py', '../_base_/schedule_40k.py']
 model = dict(
     type='TaskModel',

@@ -2,7 +2,6 @@
 
 import pickle
 import re
-import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,26 +39,30 @@ def read_checkpoint(path: str | Path, where: str = "checkpoint") -> dict[str, An
         raise UserError(f"{where}: {file} does not exist. Train it first, or correct the path.")
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        name = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"it asks for {name[1]!r}" if name else "it holds more than tensors and plain data"
+    except Exception as error:  # whatever the bytes of a stranger's file make the reader say
+        name = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+        if name is None:
+            raise UserError(f"{where}: {file} cannot be read; it is damaged or no checkpoint. Get it anew.") from error
         raise UserError(
-            f"{where}: {file} is refused, since loading it could run code: {what}. Save the state dict alone."
-        ) from None
-    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, ValueError, KeyError) as error:
-        raise UserError(f"{where}: {file} cannot be read, it seems damaged or no checkpoint ({error}).") from None
+            f"{where}: {file} is refused, since loading it could run code: it asks for {name[1]!r}. "
+            "Save the state dict alone."
+        ) from error
     if not isinstance(content, Mapping):
         raise UserError(f"{where}: {file} holds a {type(content).__name__}, not a checkpoint.")
     return dict(content)
 
 
-def network_state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The network's weights out of a `student.pth`, a run's checkpoint or a plain state dict."""
+def network_state(checkpoint: Mapping[str, Any], network: nn.Module) -> dict[str, Tensor]:
+    """The weights of `network` out of a `student.pth`, a run's checkpoint or a plain state dict."""
     state = checkpoint.get("state_dict", checkpoint)
-    state = {key.removeprefix("module."): value for key, value in state.items()}
-    if any(key.startswith(NETWORK_PREFIX) for key in state):
-        return {k.removeprefix(NETWORK_PREFIX): v for k, v in state.items() if k.startswith(NETWORK_PREFIX)}
-    return state
+    if not isinstance(state, Mapping):
+        return {}
+    state = {key: value for key, value in state.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    own = network.state_dict().keys()
+    if not own & state.keys():
+        state = {key.removeprefix("module."): value for key, value in state.items()}
+    of_run = {k.removeprefix(NETWORK_PREFIX): v for k, v in state.items() if k.startswith(NETWORK_PREFIX)}
+    return of_run if of_run and len(own & of_run.keys()) >= len(own & state.keys()) else state
 
 
 def load_network(network: nn.Module, path: str | Path, where: str = "checkpoint") -> dict[str, Any]:
@@ -69,7 +72,7 @@ def load_network(network: nn.Module, path: str | Path, where: str = "checkpoint"
         UserError: if the file cannot be read, or holds the weights of another architecture.
     """
     checkpoint = read_checkpoint(path, where)
-    state, own = network_state(checkpoint), network.state_dict()
+    state, own = network_state(checkpoint, network), network.state_dict()
     faults = [f"{key} is missing" for key in own if key not in state]
     faults += [f"{key} is not in the network" for key in state if key not in own]
     faults += [

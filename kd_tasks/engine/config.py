@@ -315,7 +315,7 @@ def _key_in(place: Any, name: str, path: str, where: str) -> str | int:
     if isinstance(place, dict):
         return name
     if not isinstance(place, list):
-        raise UserError(f"--cfg-options {path}: {where} is {place!r}, which has no {name!r} inside.")
+        raise UserError(f"--cfg-options {path}: {where} is {place!r}; set {where} as a whole.")
     if not name.isdigit() or int(name) >= len(place):
         raise UserError(f"--cfg-options {path}: {where} is a list with the places 0 to {len(place) - 1}, not {name!r}.")
     return int(name)

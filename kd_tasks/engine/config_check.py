@@ -69,14 +69,13 @@ def check_keys(values: Values, report: Report) -> None:
     """Each key of the config and everything inside it, one by one."""
     report.declared.add("")
     known = TOP_LEVEL.arguments().required
-    for key in values.keys() - known.keys():
-        report.add(
-            key,
-            f"no part of the run reads this key.{nearest(key, known)} A helper variable of the config has a name that "
-            f"begins with an underscore: _{key}.",
-        )
+    for key in (k for k in values if k not in known):
+        hint = nearest(key, known) or f" A helper variable's name begins with an underscore: _{key}."
+        report.add(key, f"no part of the run reads this key.{hint}")
     if "model" not in values:
         report.add("model", "a config needs a model.")
+    if values.get("train_cfg") is not None and not values.get("work_dir"):
+        report.add("work_dir", "a training needs a folder for what it writes, such as 'work_dirs/my_run'.")
     check_places(values, TOP_LEVEL.places, "", report)
 
 
@@ -278,7 +277,7 @@ def _how_to_get(root: str, dataset: str) -> str:
         else []
     )
     ways += [f"'kd-tasks data synth {twin} {root}' writes a small synthetic twin there."] if twin else []
-    return " ".join([*ways, "KD_TASKS_DATA may name the folder below which data lies."])
+    return " ".join([*ways, "The environment variable KD_TASKS_DATA may name a folder in place of 'datasets'."])
 
 
 def _entries(value: Any, key: str, path: str) -> Iterator[tuple[str, Any]]:
@@ -305,15 +304,18 @@ def check_options(cfg: Config, options: Values, report: Report) -> None:
         return
     plain = read_config(cfg.filename).to_dict()
     for path in option_paths(options):
+        if path.startswith("_"):
+            report.add(path, "--cfg-options comes too late for a helper variable; set the keys that it goes into.")
+            continue
         added = _first_addition(plain, path)
         if added is None:
             continue
         parent, key, siblings = added
-        whole_new_entry = parent in report.chosen and not report.below(inside(parent, key))
-        if parent not in report.declared and not whole_new_entry:
-            report.add(
-                inside(parent, key), f"--cfg-options adds this key, which nothing reads.{nearest(key, siblings)}"
-            )
+        where = inside(parent, key)
+        if parent in report.chosen and report.below(where):
+            report.add(where, f"--cfg-options adds this entry, and it is not complete.{nearest(key, siblings)}")
+        elif parent not in report.declared | report.chosen:
+            report.add(where, f"--cfg-options adds this key, which nothing reads.{nearest(key, siblings)}")
 
 
 def _first_addition(values: Any, path: str) -> tuple[str, str, list[str]] | None:

@@ -4,7 +4,7 @@ The entries are made of the parts in `config_schema`. What a place takes is read
 an argument is named in one place of the project only.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -209,12 +209,11 @@ PARAMWISE = Keys(
         "bypass_duplicate": None,
     },
 )
-CLIP = Keys(
-    "clip_grad",
-    reads=(clip_grad_norm_, clip_grad_value_),
-    places={"type": OneOf(lambda: ("norm", "value"), "way to clip")},
-    given=("parameters",),
-)
+CLIPPINGS = {
+    name: Keys("clip_grad", (clip,), {"type": OneOf(lambda: ("norm", "value"), "way to clip")}, ("parameters",))
+    for name, clip in (("norm", clip_grad_norm_), ("value", clip_grad_value_))
+}
+CLIP = Depending(lambda value: CLIPPINGS["value" if isinstance(value, Mapping) and "clip_value" in value else "norm"])
 CONSTRUCTOR = Name(_registered(OPTIM_WRAPPER_CONSTRUCTORS, "optimizer constructor"))
 WRAPPER = _registered(OPTIM_WRAPPERS, "optimizer wrapper")
 OPTIMISATION: dict[str, Place | None] = {"optimizer": OPTIMIZER, "clip_grad": CLIP}
@@ -246,10 +245,15 @@ TRAIN_LOOP = Part(LOOP, beside={"by_epoch": None}, given=("runner", "dataloader"
 VAL_LOOP = Part(LOOP, given=("runner", "dataloader", "evaluator"), default="ValLoop")
 TEST_LOOP = Part(LOOP, given=("runner", "dataloader", "evaluator"), default="TestLoop")
 
-# What reads the `**kwargs` of mmengine's hooks.
+
+def _names(*readers: Callable[..., Any], but: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name for reader in readers for name in arguments_of(reader).without(but).required)
+
+
+# What mmengine's hooks hand their `**kwargs` on to.
 KEYWORDS = {
-    CheckpointHook: (DistillRunner.save_checkpoint,),
-    EMAHook: (ExponentialMovingAverage, MomentumAnnealingEMA, StochasticWeightAverage),
+    CheckpointHook: _names(DistillRunner.save_checkpoint, but=("self", "out_dir", "filename", "meta")),
+    EMAHook: _names(ExponentialMovingAverage, MomentumAnnealingEMA, StochasticWeightAverage, but=("model",)),
 }
 HOOK_SOURCE = _registered(HOOKS, "hook")
 HOOK = Part(HOOK_SOURCE, beside={"priority": None}, keywords=KEYWORDS)
@@ -265,7 +269,8 @@ def _default_hooks() -> Places:
 
 METRIC = Part(_registered(METRICS, "metric"))
 EVALUATORS = Several(METRIC)
-BACKENDS = Several(Part(_registered(VISBACKENDS, "visualization backend")))
+BACKEND = Part(_registered(VISBACKENDS, "visualization backend"), beside={"save_dir": None}, given=("save_dir",))
+BACKENDS = Several(BACKEND)
 COMPILE = Keys("compile", (torch.compile,), given=("model",))
 ENVIRONMENT = Keys(
     "env_cfg",

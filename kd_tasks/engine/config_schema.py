@@ -7,7 +7,6 @@ the class that takes it.
 
 import ast
 import functools
-import importlib
 import inspect
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,7 +18,7 @@ from torch import nn
 
 from kd_tasks import plugins
 from kd_tasks.errors import UserError, nearest
-from kd_tasks.registry import Kind, kind_of
+from kd_tasks.registry import Kind, import_type, kind_of
 
 
 class Report:
@@ -63,6 +62,11 @@ Places = Mapping[str, "Place | None"]
 def inside(path: str, key: object) -> str:
     """The path of `key` inside `path`."""
     return f"{path}.{key}" if path else str(key)
+
+
+def a(noun: str) -> str:
+    """`noun` with its article."""
+    return f"an {noun}" if noun[0].lower() in "aeiou" else f"a {noun}"
 
 
 def check_places(values: Mapping[str, Any], places: Places, path: str, report: Report) -> None:
@@ -216,20 +220,6 @@ def known_source(source: S) -> S:
     return source
 
 
-def import_type(name: str) -> Any:
-    """The object with the dotted name `name`.
-
-    Raises:
-        ImportError: if there is none.
-    """
-    module, _, attribute = name.rpartition(".")
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except AttributeError:
-        members = [n for n in vars(importlib.import_module(module)) if not n.startswith("_")]
-        raise ImportError(f"the module {module!r} has no {attribute!r}.{nearest(attribute, members)}") from None
-
-
 # --- Places ----------------------------------------------------------------------------------------------------------
 
 
@@ -376,7 +366,7 @@ class Part:
         given_first: the first argument is filled in, whatever its name.
         default: the type that is meant where the dict names none.
         short: what a string means that stands for a whole part, such as `conv1x1`.
-        keywords: what reads the `**kwargs` of a class, where that is not its base class.
+        keywords: what a class takes as `**kwargs`, where those do not go to its base class.
     """
 
     source: Source
@@ -386,7 +376,7 @@ class Part:
     given_first: bool = False
     default: Callable[[Mapping[str, Any]], str | None] | str | None = None
     short: Place | None = None
-    keywords: Mapping[Any, Sequence[Callable[..., Any]]] = field(default_factory=dict)
+    keywords: Mapping[Any, Sequence[str]] = field(default_factory=dict)
 
     def check(self, value: Any, path: str, report: Report) -> None:
         if value is None:
@@ -394,7 +384,7 @@ class Part:
         if isinstance(value, str) and self.short is not None:
             self.short.check(value, path, report)
         elif not isinstance(value, Mapping):
-            report.add(path, f"a {self.source.noun} is a dict with a 'type', not {value!r}.")
+            report.add(path, f"{a(self.source.noun)} is a dict with a 'type', not {value!r}.")
         else:
             self._check_dict(value, path, report)
 
@@ -417,8 +407,7 @@ class Part:
     def _arguments(self, target: Any) -> Arguments:
         arguments = arguments_of(target)
         if target in self.keywords:
-            further = {name: False for reader in self.keywords[target] for name in arguments_of(reader).required}
-            arguments = Arguments({**further, **arguments.required}, False)
+            arguments = Arguments({**dict.fromkeys(self.keywords[target], False), **arguments.required}, False)
         first = list(arguments.required)[: int(self.given_first)]
         return arguments.without((*self.given, *first))
 
@@ -430,7 +419,7 @@ class Part:
         if callable(name):
             return name
         what = "needs a 'type'" if name is None else f"has the type {name!r}, which is neither a name nor a class"
-        report.add(path, f"a {self.source.noun} {what}. Known: {', '.join(sorted(self.source.names()))}.")
+        report.add(path, f"{a(self.source.noun)} {what}. Known: {', '.join(sorted(self.source.names()))}.")
         return None
 
 
@@ -441,7 +430,7 @@ def named_type(source: Source, name: str, path: str, report: Report) -> Any | No
         return found
     known = sorted(source.names())
     if (other := _noun_of(name)) is not None:
-        report.add(path, f"{name!r} is a {other}, but a {source.noun} belongs here.{nearest(name, known)}")
+        report.add(path, f"{name!r} is {a(other)}, but {a(source.noun)} belongs here.{nearest(name, known)}")
         return None
     if "." in name:
         return _imported(name, path, source.noun, report)
@@ -464,14 +453,14 @@ class Name:
 
 def _imported(name: str, path: str, noun: str, report: Report) -> Any | None:
     try:
-        found = import_type(name)
-    except Exception as error:
-        report.add(path, f"{name!r} cannot be imported: {error}")
+        found = import_type(name, f"{path}: ")
+    except UserError as error:
+        report.quote(str(error))
         return None
-    if not callable(found):
-        report.add(path, f"{name!r} is a {type(found).__name__}, but a {noun} belongs here.")
-        return None
-    return found
+    if callable(found):
+        return found
+    report.add(path, f"{name!r} is {a(type(found).__name__)}, but {a(noun)} belongs here.")
+    return None
 
 
 def _noun_of(name: str) -> str | None:
@@ -501,11 +490,14 @@ def check_arguments(
     """
     report.declared.add(path)
     known = [*arguments.required, *(key for key in beside if key not in arguments.required)]
+    meant = ""
     for key in values:
         if key not in arguments.required and not arguments.open:
             hint = nearest(str(key), known)
+            meant += hint
             report.add(inside(path, key), f"{taker} takes no {key!r}.{hint} It takes: {', '.join(known) or 'nothing'}.")
-    missing = [name for name, must in arguments.required.items() if must and name not in values]
+    needed = [name for name, must in arguments.required.items() if must and name not in values]
+    missing = [name for name in needed if repr(name) not in meant]
     if missing:
         report.add(path, f"{taker} needs {' and '.join(map(repr, missing))}.")
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 from mmengine.dist import is_main_process
-from mmengine.hooks import Hook, RuntimeInfoHook
+from mmengine.hooks import EMAHook, Hook, RuntimeInfoHook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
-from torch import Tensor
+from torch import Tensor, nn
 
 from kd_tasks.distiller import Distiller
-from kd_tasks.engine.checkpoints import save_student
+from kd_tasks.engine.checkpoints import read_checkpoint, save_student
 from kd_tasks.engine.progress import progress_bar
 from kd_tasks.errors import UserError
 
@@ -27,12 +27,20 @@ def bare_model(runner: Runner) -> Any:
     return getattr(runner.model, "module", runner.model)
 
 
+def trained_network(runner: Runner) -> nn.Module:
+    """The network that is validated and deployed: the running average where an `EMAHook` keeps one."""
+    averages = [hook.ema_model.module for hook in runner.hooks if isinstance(hook, EMAHook)]
+    return (averages or [bare_model(runner)])[-1].network
+
+
 @HOOKS.register_module()
 class TrainingScalars(RuntimeInfoHook):
     """Keeps the losses on the device and reads them once every `interval` iterations.
 
     Tells the distiller's schedules the iteration, stops a training whose loss is not finite, hands mean losses to
-    mmengine's logger and writes them to `scalars.json` in the run folder, one JSON object a line.
+    mmengine's logger and writes them to `scalars.json` in the run folder, one JSON object a line. What is pending is
+    read before a checkpoint is written, so that no checkpoint is written after a loss that is not finite, and a
+    resumed run writes the same lines.
 
     Args:
         interval: iterations between two readings.
@@ -66,6 +74,10 @@ class TrainingScalars(RuntimeInfoHook):
             self._read(runner)
         last = runner.iter + 1 == runner.max_iters or batch_idx + 1 == len(runner.train_dataloader)
         if len(self._pending) >= self.interval or last:
+            self._log(runner, self._read(runner))
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        if self._pending:
             self._log(runner, self._read(runner))
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
@@ -110,8 +122,14 @@ class TrainingScalars(RuntimeInfoHook):
     def _write(self, row: dict[str, Any]) -> None:
         if not is_main_process() or not hasattr(self, "_file"):
             return
-        with self._file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        try:
+            with self._file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise UserError(
+                f"{self._file}: could not be written: {error.strerror or error}. Make room or choose another work_dir; "
+                "--resume then goes on from the latest checkpoint."
+            ) from error
 
 
 def _called(term: str) -> str:
@@ -153,6 +171,12 @@ class Checkpoints(Hook):
         if rule not in ("greater", "less"):
             raise UserError(f"default_hooks.checkpoint.rule: {rule!r} is neither 'greater' nor 'less'.")
         self.interval, self.keep, self.save_best, self.rule = interval, keep, save_best, rule
+        self._best: float | None = None
+
+    def before_train(self, runner: Runner) -> None:
+        file = Path(runner.work_dir) / BEST_FILE
+        if self.save_best is not None and runner.iter > 0 and file.is_file() and is_main_process():
+            self._best = next(iter(read_checkpoint(file)["meta"]["metrics"].values()))
 
     def after_train_epoch(self, runner: Runner) -> None:
         if not _by_epoch(runner):
@@ -175,12 +199,12 @@ class Checkpoints(Hook):
         if name not in metrics:
             known = ", ".join(metrics)
             raise UserError(f"default_hooks.checkpoint.save_best: no metric {name!r}. The evaluator gives: {known}.")
-        value, best = float(metrics[name]), runner.message_hub.runtime_info.get("best_value")
-        if best is not None and (value <= best if self.rule == "greater" else value >= best):
+        value = float(metrics[name])
+        if self._best is not None and (value <= self._best if self.rule == "greater" else value >= self._best):
             return
-        runner.message_hub.update_info("best_value", value)
+        self._best = value
         meta = {"iter": runner.iter, "epoch": runner.epoch, "metrics": {name: value}}
-        save_student(bare_model(runner).network, Path(runner.work_dir) / BEST_FILE, meta)
+        save_student(trained_network(runner), Path(runner.work_dir) / BEST_FILE, meta)
 
     def _save(self, runner: Runner, filename: str, by_epoch: bool) -> None:
         runner.save_checkpoint(runner.work_dir, filename, by_epoch=by_epoch)

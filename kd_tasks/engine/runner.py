@@ -1,5 +1,6 @@
 """mmengine's Runner with the ground that distillation needs: see `compat` for what is different and why."""
 
+import itertools
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -20,10 +21,12 @@ from torch.utils.data import DataLoader
 from kd_tasks import __version__
 from kd_tasks.engine import checkpoints
 from kd_tasks.engine.compat import DistillDataParallel, build_optimisers
+from kd_tasks.engine.config import config_text, dump_config
 from kd_tasks.engine.hooks import HISTORY, TrainingProgress
 from kd_tasks.engine.randomness import capture_random_state, restore_random_state
 from kd_tasks.errors import UserError
 
+RESUMED = ("meta", "state_dict", "optimizer", "message_hub", "random_state")
 OWN_HOOKS: dict[str, dict[str, Any]] = {
     "runtime_info": {"type": "TrainingScalars"},
     "logger": {"type": "LoggerHook", "interval": 10},
@@ -89,6 +92,14 @@ class EpochLoop(EpochBasedTrainLoop):
 @RUNNERS.register_module()
 class DistillRunner(Runner):
     """Runs a training described by a config, alone or over several processes, on GPUs or on a CPU."""
+
+    _runs = itertools.count()
+
+    def setup_env(self, env_cfg: dict[str, Any]) -> None:
+        """mmengine's, with a time stamp of its own for each run of a process; logs and scalars are told apart by it."""
+        super().setup_env(env_cfg)
+        run = next(self._runs)
+        self._timestamp += f"_{run}" if run else ""
 
     def build_model(self, model: nn.Module | dict[str, Any]) -> nn.Module:
         """The task model or distiller; a nested config is built by the kernel's own registries."""
@@ -166,7 +177,7 @@ class DistillRunner(Runner):
             return
         if self._resume:
             found = checkpoints.latest_checkpoint(self.work_dir)
-            file = self._load_from or found
+            file = found or self._load_from
             if file is None:
                 raise UserError(f"--resume: {self.work_dir} holds no checkpoint to resume from. Leave --resume out.")
             self.resume(str(file))
@@ -192,7 +203,7 @@ class DistillRunner(Runner):
                 "epoch": self.epoch + int(by_epoch),
                 "iter": self.iter + int(not by_epoch),
                 "seed": self.seed,
-                "config": self.cfg.pretty_text,
+                "config": config_text(self.cfg),
                 "time": time.strftime("%Y-%m-%d %H:%M:%S"),
                 "kd_tasks": __version__,
                 "torch": torch.__version__,
@@ -200,7 +211,6 @@ class DistillRunner(Runner):
                 **(meta or {}),
             },
             "state_dict": self._bare.state_dict(),
-            "message_hub": _hub_state(self.message_hub),
             "random_state": capture_random_state(),
         }
         if save_optimizer:
@@ -208,6 +218,7 @@ class DistillRunner(Runner):
         if save_param_scheduler and self.param_schedulers is not None:
             state["param_schedulers"] = _each_scheduler(self.param_schedulers, lambda s: s.state_dict())
         self.call_hook("before_save_checkpoint", checkpoint=state)
+        state["message_hub"] = _hub_state(self.message_hub)
         checkpoints.save(state, Path(out_dir) / filename)
 
     def resume(
@@ -223,27 +234,29 @@ class DistillRunner(Runner):
             UserError: if the file is no checkpoint of a run, or of another model.
         """
         state = checkpoints.read_checkpoint(filename, "--resume")
-        if "optimizer" not in state or "meta" not in state:
-            raise UserError(f"--resume: {filename} is no checkpoint of a run (it has no optimiser state).")
-        self.call_hook("after_load_checkpoint", checkpoint=state)
+        missing = [key for key in RESUMED if key not in state]
+        if missing:
+            raise UserError(f"--resume: {filename} is no checkpoint of a run; it has no {', '.join(missing)}.")
         try:
+            self.call_hook("after_load_checkpoint", checkpoint=state)
             self._bare.load_state_dict(state["state_dict"])
-        except RuntimeError as error:
-            raise UserError(f"--resume: {filename} belongs to another model: {str(error)[:500]}") from None
+            if resume_optimizer:
+                self.optim_wrapper.load_state_dict(state["optimizer"])
+            if resume_param_scheduler and self.param_schedulers is not None:
+                _restore_schedulers(self.param_schedulers, state.get("param_schedulers"))
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise UserError(
+                f"--resume: {filename} belongs to a run with another model, optimiser or schedule: "
+                f"{shortened(error)} Resume with the config of that run, or begin anew in another work_dir."
+            ) from error
         self.train_loop._epoch, self.train_loop._iter = state["meta"]["epoch"], state["meta"]["iter"]
         _restore_hub(self.message_hub, state["message_hub"])
-        if resume_optimizer:
-            self.optim_wrapper.load_state_dict(state["optimizer"])
-        if resume_param_scheduler and self.param_schedulers is not None:
-            _restore_schedulers(self.param_schedulers, state["param_schedulers"])
         restore_random_state(state["random_state"])
         self.logger.info(f"resumed {filename} at epoch {self.epoch}, iteration {self.iter}")
 
     @master_only
     def dump_config(self) -> None:
         """Write the whole config into the run folder, as `config.py`."""
-        from kd_tasks.engine.config import dump_config
-
         dump_config(self.cfg, Path(self.work_dir) / "config.py")
 
     def _maybe_compile(self, target: str) -> None:
@@ -255,6 +268,12 @@ class DistillRunner(Runner):
     @property
     def _bare(self) -> Any:
         return getattr(self.model, "module", self.model)
+
+
+def shortened(error: Exception, length: int = 300) -> str:
+    """An error's message on one line, cut off after `length` characters."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= length else f"{text[:length]} …"
 
 
 def _hub_state(hub: Any) -> dict[str, Any]:
@@ -278,7 +297,7 @@ def _each_scheduler(schedulers: Any, read: Callable[[Any], Any]) -> Any:
 
 def _restore_schedulers(schedulers: Any, states: Any) -> None:
     groups = schedulers.values() if isinstance(schedulers, Mapping) else [schedulers]
-    saved = states.values() if isinstance(states, Mapping) else [states]
+    saved = states.values() if isinstance(states, Mapping) else [states or []]
     for group, group_states in zip(groups, saved, strict=True):
         for scheduler, state in zip(group, group_states, strict=True):
             scheduler.load_state_dict(state)

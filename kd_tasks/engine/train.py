@@ -15,6 +15,7 @@ from kd_tasks.engine.compat import start_process_group, with_amp
 from kd_tasks.engine.config_check import check_config
 from kd_tasks.engine.evaluate import EvaluationResult, evaluate
 from kd_tasks.engine.files import write_json
+from kd_tasks.engine.hooks import trained_network
 from kd_tasks.engine.runner import DistillRunner
 from kd_tasks.errors import UserError
 
@@ -59,7 +60,7 @@ def train(
     hooks = dict(full.get("default_hooks") or {})
     hooks.setdefault("progress", {"type": "TrainingProgress", "title": title})
     full.default_hooks = hooks
-    full.experiment_name = f"{folder.name}_{abs(hash(str(folder.resolve()))) % 10**8}"
+    full.experiment_name = folder.name
     runner = DistillRunner.from_cfg(full)
     runner.train()
     if is_main_process():
@@ -69,9 +70,8 @@ def train(
 
 
 def _finish(runner: DistillRunner, cfg: Config, folder: Path) -> None:
-    network = runner._bare.network
     meta = {"iter": runner.iter, "epoch": runner.epoch, "seed": runner.seed}
-    save_student(network, folder / STUDENT_FILE, meta)
+    save_student(trained_network(runner), folder / STUDENT_FILE, meta)
     if cfg.get("test_dataloader") is not None:
         test(cfg, str(folder / STUDENT_FILE), folder)
 

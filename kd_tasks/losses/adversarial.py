@@ -53,7 +53,7 @@ class WGANGP(CriticLoss):
     Student: `-mean D(s)`. Critic: `mean D(s) - mean D(t) + c * mean (||grad of D at x||_2 - 1)^2`, with
     `x = a t + (1 - a) s` and one `a` uniform in (0, 1) for each sample.
 
-    Liu et al. 2019, equation 4 (arXiv 1903.04197); gradient penalty: Gulrajani et al. 2017, equation 3.
+    Liu et al. 2019, the holistic term (arXiv 1903.04197); gradient penalty: Gulrajani et al. 2017, equation 3.
 
     Args:
         critic: see `CriticLoss`; for segmentation `HolisticCritic`.
@@ -102,7 +102,7 @@ class Hinge(CriticLoss):
 
     Student: `-mean D(s)`. Critic: `mean max(0, 1 + D(s)) + mean max(0, 1 - D(t))`.
 
-    Lim and Ye 2017, section 3 (arXiv 1705.02894); as an option in the code of Liu et al. 2019.
+    Lim and Ye 2017 (arXiv 1705.02894); as an option in the code of Liu et al. 2019.
 
     Args:
         critic: see `CriticLoss`.

@@ -103,7 +103,7 @@ class ChannelWise(Loss):
 
     `T^2 / (N C) * sum over samples and channels of KL(softmax(t / T) || softmax(s / T))`, softmax and sum over H * W.
 
-    Shu et al. 2021, equation 4 (CWD, arXiv 2011.13256).
+    Shu et al. 2021 (CWD, arXiv 2011.13256).
 
     Args:
         temperature: T, above 0.

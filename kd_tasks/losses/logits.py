@@ -80,7 +80,7 @@ class PixelWise(Loss):
     `T^2 / (H W) * sum over samples, classes, pixels of -softmax(t / T) * log softmax(s / T)`. Every pixel counts, those
     with an ignored label as well.
 
-    Liu et al. 2019, equation 2 (arXiv 1903.04197).
+    Liu et al. 2019, the pixel-wise term (arXiv 1903.04197).
 
     Args:
         temperature: T, above 0.

@@ -19,7 +19,7 @@ class PairWise(Loss):
     Both maps are pooled to a grid of nodes; `a_ij` is the cosine between nodes i and j. With E connected pairs:
     `1 / (N E) * sum over samples and pairs of (a_ij of the student - a_ij of the teacher)^2`.
 
-    Liu et al. 2019, equation 3 (arXiv 1903.04197), and the connection range of the journal version.
+    Liu et al. 2019, the pair-wise term (arXiv 1903.04197), and the connection range of the journal version.
 
     Args:
         scale: height and width of a node as a share of the map's, above 0 and below 1, rounded down to whole pixels.

@@ -1,6 +1,6 @@
 """Image classification: the plugin's declaration."""
 
-from kd_tasks.plugins import Plugin
+from kd_tasks.plugins import Demo, Plugin
 
 plugin = Plugin(
     name="classification",
@@ -13,5 +13,11 @@ plugin = Plugin(
         "kd_classification.metrics",
     ),
     drawing="kd_classification.drawing:ClassificationDrawing",
-    datasets=("imagefolder", "cifar", "digits"),
+    demo=Demo(
+        teacher="classification/teacher_digits",
+        alone="classification/alone_digits",
+        distilled="classification/kd_digits",
+        twin="",
+    ),
+    datasets=("imagefolder", "cifar10", "cifar100", "digits"),
 )

@@ -19,7 +19,7 @@ class HolisticCritic(nn.Module):
     to one score. n is the largest number that leaves at least 4 x 4 positions, and at least 1: 4 for logits of 65 x 65,
     3 for 33 x 33, 2 for 17 x 17. Where more than one score is left, their mean counts.
 
-    Liu et al. 2019, section 3.2 (arXiv 1903.04197).
+    Liu et al. 2019, the discriminator of the holistic term (arXiv 1903.04197).
 
     Args:
         width: channels of the first convolution.

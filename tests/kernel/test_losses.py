@@ -240,6 +240,25 @@ def test_pair_wise_takes_maps_of_other_sizes_if_the_nodes_agree() -> None:
         PairWise(pool=2)(student, teacher)
 
 
+def test_a_node_of_zeros_gets_no_gradient_and_leaves_the_others_alone() -> None:
+    torch.manual_seed(0)
+    student, teacher = torch.rand(1, 3, 4, 4), torch.rand(1, 3, 4, 4)
+    student[:, :, :2, :2] = 0
+    student.requires_grad_()
+    PairWise()(student, teacher).backward()
+    assert (student.grad[:, :, :2, :2] == 0).all()
+    assert 0 < student.grad.abs().max() < 10
+
+
+@pytest.mark.parametrize("p", [1.0, 2.0, 4.0])
+@pytest.mark.parametrize("form", ["code", "paper"])
+def test_attention_does_not_depend_on_the_size_of_the_features(form: str, p: float) -> None:
+    torch.manual_seed(0)
+    student, teacher = torch.rand(2, 3, 5, 4), torch.rand(2, 6, 5, 4)
+    loss = AttentionTransfer(p, form)
+    torch.testing.assert_close(loss(6e4 * student, 1e5 * teacher), loss(student, teacher), rtol=1e-4, atol=0)
+
+
 class Scorer(nn.Module):
     """A critic whose score is the mean of the input, scaled."""
 

@@ -177,6 +177,16 @@ def test_several_forward_passes_before_one_backward_pass() -> None:
         torch.testing.assert_close(together.grad, alone.grad, rtol=1e-9, atol=1e-12)
 
 
+def test_a_forward_pass_in_training_mode_leaves_the_graph_of_one_in_eval_mode_intact() -> None:
+    conv = SpectralConv2d(2, 3, kernel_size=4, stride=2, padding=1).eval()
+    inputs = torch.randn(1, 2, 8, 8)
+    still = conv(inputs).sum()
+    (expected,) = torch.autograd.grad(still, conv.weight, retain_graph=True)
+    conv.train()(inputs)
+    (gradient,) = torch.autograd.grad(still, conv.weight)
+    assert torch.equal(gradient, expected)
+
+
 def test_eval_mode_changes_no_buffer_of_the_critic() -> None:
     logits = torch.randn(2, 3, 17, 17)
     loss = WGANGP(HolisticCritic(width=2))

@@ -1,0 +1,5 @@
+"""`python -m kd_tasks.cli`."""
+
+from kd_tasks.cli import main
+
+main()

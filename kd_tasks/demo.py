@@ -1,0 +1,275 @@
+"""The whole job on a synthetic data set: teacher, student alone, distilled student, export, evaluation, report card."""
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+from kd_tasks import plugins
+from kd_tasks.deploy.artefact import read_manifest
+from kd_tasks.engine.build import build_task_model, build_teacher_model, training_size
+from kd_tasks.engine.checkpoints import STUDENT_FILE, latest_checkpoint
+from kd_tasks.engine.config import config_text, load_config
+from kd_tasks.engine.files import sha256_of, write_json
+from kd_tasks.engine.progress import console
+from kd_tasks.engine.train import METRICS_FILE, train
+from kd_tasks.errors import UserError
+from kd_tasks.evaluation.compare import compare
+from kd_tasks.evaluation.comparison import Comparison
+from kd_tasks.evaluation.cost import multiply_adds
+from kd_tasks.evaluation.deployed import export_checkpoint
+from kd_tasks.evaluation.measure import measure_artefact
+from kd_tasks.report.card import write_card
+
+DATA, RECORD = "data", "stage.json"
+ARTEFACTS = ("student.onnx", "student.int8.onnx", "student.pt2")
+COMPARISON, CARD = "comparison.json", "report.html"
+LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
+BACKWARD = 2.0
+
+Announce = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What a demo made: the comparison, the report card, and the folders of the runs."""
+
+    comparison: Comparison
+    card: Path
+    runs: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the job.
+
+    Attributes:
+        title: what is announced.
+        work: what is done; answers whether it had to be done at all.
+        effort: relative time that it takes, for the estimate of the time left.
+    """
+
+    title: str
+    work: Callable[[], bool]
+    effort: float
+
+
+def run_demo(
+    task: str, out: str | Path, seeds: int = 1, first_seed: int = 0, progress: Announce | None = None
+) -> DemoResult:
+    """Teach a student on the plugin's synthetic data, and show what the teaching brought.
+
+    The teacher is trained once. For each seed the student is trained alone and distilled, from the same initial
+    weights, on the same data in the same order, for as many steps, with the same optimiser; the distilled student is
+    exported and the files are evaluated. Finished stages are kept: the same call goes on where an earlier one stopped.
+
+    Args:
+        task: name of a plugin that declares a demo.
+        out: where everything is written.
+        seeds: how many seeds, counted up from `first_seed`.
+        first_seed: of the students; the teacher has the seed of its config.
+        progress: is told each stage as it begins; printed if not given.
+
+    Raises:
+        UserError: if the plugin has no demo, or `out` holds something else.
+    """
+    demo = _Demo(task, Path(out), range(first_seed, first_seed + seeds))
+    _go_through(demo.stages(), progress or _print)
+    comparison = compare(demo.compared())
+    comparison.save(demo.out / COMPARISON)
+    (progress or _print)("Drawing the report card")
+    return DemoResult(comparison, write_card(comparison, demo.out / CARD), tuple(demo.runs()))
+
+
+# --- Stages ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Demo:
+    """The stages of one demo and where each leaves what it makes."""
+
+    task: str
+    out: Path
+    seeds: range
+    plan: plugins.Demo = field(init=False)
+
+    def __post_init__(self) -> None:
+        declared = plugins.get(self.task).demo
+        if declared is None:
+            able = ", ".join(plugin.name for plugin in plugins.discover() if plugin.demo is not None)
+            raise UserError(f"the plugin {self.task!r} declares no demo. Plugins that do: {able}.")
+        self.plan = declared
+        plugins.load_all()
+
+    @property
+    def teacher(self) -> Path:
+        return self.out / "teacher"
+
+    def alone(self, seed: int) -> Path:
+        return self.out / f"alone_{seed}"
+
+    def distilled(self, seed: int) -> Path:
+        return self.out / f"distilled_{seed}"
+
+    def runs(self) -> Iterator[Path]:
+        """The folders of all runs."""
+        yield self.teacher
+        for seed in self.seeds:
+            yield from (self.alone(seed), self.distilled(seed))
+
+    def compared(self) -> list[Path]:
+        """Everything that is compared."""
+        artefacts = [self.distilled(seed) / name for seed in self.seeds for name in ARTEFACTS]
+        return [*self.runs(), *artefacts]
+
+    def stages(self) -> list[Stage]:
+        """The stages in their order."""
+        teacher = self.config(self.plan.teacher, self.teacher, None)
+        stages = [Stage(f"Data: the synthetic twin {self.plan.twin!r}", self.write_data, 0.0)] if self.plan.twin else []
+        stages.append(self.training("Teacher", teacher, self.teacher))
+        for seed in self.seeds:
+            alone = self.config(self.plan.alone, self.alone(seed), seed)
+            distilled = self.config(self.plan.distilled, self.distilled(seed), seed, self.teacher / STUDENT_FILE)
+            stages += [
+                self.training(f"Student alone, seed {seed}", alone, self.alone(seed)),
+                self.training(f"Student distilled, seed {seed}", distilled, self.distilled(seed)),
+                Stage(f"Export, seed {seed}: ONNX, int8, pt2", partial(self.export, distilled, seed), 0.0),
+                Stage(f"Evaluation of the exported files, seed {seed}", partial(self.evaluate, seed), 0.0),
+            ]
+        return stages
+
+    def config(self, name: str, folder: Path, seed: int | None, teacher: Path | None = None) -> Config:
+        """A shipped config with the demo's folders and seed."""
+        cfg = load_config(name)
+        options: dict[str, Any] = {"work_dir": str(folder)}
+        if self.plan.twin:
+            options |= {f"{k}.dataset.data_root": str(self.out / DATA) for k in LOADERS if cfg.get(k) is not None}
+        if seed is not None:
+            options["randomness.seed"] = seed
+        if teacher is not None:
+            options["model.teacher.checkpoint"] = str(teacher)
+        return load_config(name, options)
+
+    def write_data(self) -> bool:
+        """Write the synthetic twin, whole or not at all."""
+        data, partial = self.out / DATA, self.out / f"{DATA}.partial"
+        if data.is_dir():
+            return False
+        shutil.rmtree(partial, ignore_errors=True)
+        plugins.twin(self.plan.twin)(partial, seed=0)
+        partial.rename(data)
+        return True
+
+    def training(self, title: str, cfg: Config, folder: Path) -> Stage:
+        return Stage(title, partial(train_once, cfg, folder, title), effort_of(cfg))
+
+    def export(self, cfg: Config, seed: int) -> bool:
+        """Export the distilled student of `seed` in every format."""
+        folder = self.distilled(seed)
+        if all(_is_of(folder / name, folder / STUDENT_FILE) for name in ARTEFACTS):
+            return False
+        export_checkpoint(cfg, folder, "onnx", int8=True)
+        export_checkpoint(cfg, folder, "pt2")
+        return True
+
+    def evaluate(self, seed: int) -> bool:
+        """Evaluate the exported files of `seed`; what was measured before is kept."""
+        measured = [measure_artefact(self.distilled(seed) / name)[1] for name in ARTEFACTS]
+        return any(measured)
+
+
+def train_once(cfg: Config, folder: Path, title: str) -> bool:
+    """Train `cfg` unless `folder` already holds its finished run; go on with a run that was broken off.
+
+    Returns:
+        Whether there was anything to train.
+
+    Raises:
+        UserError: if `folder` holds something that no demo wrote.
+    """
+    record = {"config": config_text(cfg), "teacher": _teacher_hash(cfg)}
+    known = _record_of(folder)
+    if folder.is_dir() and any(folder.iterdir()) and known is None:
+        raise UserError(f"{folder}: this folder holds something else. Choose another --out, or move it away.")
+    if known == record and (folder / STUDENT_FILE).is_file() and (folder / METRICS_FILE).is_file():
+        return False
+    if known is not None and known != record:
+        shutil.rmtree(folder)
+    write_json(folder / RECORD, record)
+    train(cfg, resume=latest_checkpoint(folder) is not None, title=title)
+    return True
+
+
+def effort_of(cfg: Config) -> float:
+    """How long a training takes against others: its images, times the multiply-adds of student and teacher."""
+    size = training_size(cfg) or (64, 64)
+    epochs = cfg.train_cfg.get("max_epochs") or cfg.train_cfg.get("max_iters", 1)
+    shape = (1, 3, *size)
+    work = (1 + BACKWARD) * multiply_adds(build_task_model(cfg).network, shape)
+    if cfg.model.get("teacher") is not None:
+        bare = Config(
+            {"model": {**cfg.model.to_dict(), "teacher": {**cfg.model.teacher.to_dict(), "checkpoint": None}}}
+        )
+        work += multiply_adds(build_teacher_model(bare).network, shape)
+    return float(epochs * work)
+
+
+def _record_of(folder: Path) -> dict[str, Any] | None:
+    file = folder / RECORD
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _teacher_hash(cfg: Config) -> str | None:
+    checkpoint = (cfg.model.get("teacher") or {}).get("checkpoint")
+    return sha256_of(checkpoint) if checkpoint and Path(checkpoint).is_file() else None
+
+
+def _is_of(artefact: Path, weights: Path) -> bool:
+    if not artefact.is_file():
+        return False
+    try:
+        recorded = read_manifest(artefact).about.checkpoint
+    except UserError:
+        return False
+    return recorded is not None and recorded["sha256"] == sha256_of(weights)
+
+
+# --- Progress --------------------------------------------------------------------------------------------------------
+
+
+def _go_through(stages: list[Stage], announce: Announce) -> None:
+    """Do each stage in turn, announced with its number and the time that the trainings still need."""
+    spent, done = 0.0, 0.0
+    for number, stage in enumerate(stages, start=1):
+        left = sum(later.effort for later in stages[number - 1 :])
+        announce(f"[{number}/{len(stages)}] {stage.title}{_time_left(spent, done, left)}")
+        begin = time.monotonic()
+        if not stage.work():
+            announce(f"[{number}/{len(stages)}] was finished before")
+        elif stage.effort:
+            spent, done = spent + time.monotonic() - begin, done + stage.effort
+
+
+def _time_left(spent: float, done: float, left: float) -> str:
+    if not done or not left:
+        return ""
+    seconds = spent / done * left
+    return (
+        f" (about {seconds / 60:.0f} min left for all stages)"
+        if seconds >= 90
+        else f" (about {seconds:.0f} s left for all stages)"
+    )
+
+
+def _print(message: str) -> None:
+    console.print(message, markup=False, highlight=False, style="bold")

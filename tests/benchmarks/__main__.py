@@ -1,0 +1,39 @@
+"""`python -m tests.benchmarks [NAME...]`: run the benchmarks and print their ratios; writes nothing."""
+
+import importlib
+import pkgutil
+import sys
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from tests import benchmarks
+
+
+def main(names: list[str]) -> int:
+    """Run the named benchmark modules, or all; 1 if a promised ratio is not kept."""
+    torch.set_num_threads(1)
+    found = [m.name for m in pkgutil.iter_modules(benchmarks.__path__) if m.name != "__main__"]
+    modules = [importlib.import_module(f"{benchmarks.__name__}.{name}") for name in names or found]
+    rows = [row for module in modules if hasattr(module, "run") for row in module.run()]
+    Console().print(table(rows))
+    return 0 if all(row.kept for row in rows) else 1
+
+
+def table(rows: list[benchmarks.Row]) -> Table:
+    """One line a comparison."""
+    result = Table(title="time of ours / time by hand", title_justify="left")
+    result.add_column("what")
+    for column in ("fastest", "median", "promised", "ours, s", "by hand, s"):
+        result.add_column(column, justify="right")
+    for row in rows:
+        promised = "-" if row.limit is None else f"{row.limit:.2f}"
+        ratio = f"{row.ratio:.3f}" if row.kept else f"[bold red]{row.ratio:.3f}"
+        times = (f"{min(row.ours):.4f}", f"{min(row.reference):.4f}")
+        result.add_row(row.name, ratio, f"{row.median_ratio:.3f}", promised, *times)
+    return result
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
