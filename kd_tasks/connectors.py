@@ -50,7 +50,7 @@ class MatchSize(Connector):
 
 @CONNECTORS.register
 class Conv1x1(Connector):
-    """A 1×1 convolution to the teacher's channels, then a resize to its height and width if they differ.
+    """A 1x1 convolution to the teacher's channels, then a resize to its height and width if they differ.
 
     Args:
         norm: batch normalisation after the convolution.
@@ -79,7 +79,7 @@ class Conv1x1(Connector):
 class Regressor(Connector):
     """A convolution whose kernel and stride give the teacher's size, batch normalisation, ReLU.
 
-    Twice the teacher's size: 3×3, stride 2. Half of it: 4×4 transposed, stride 2. Otherwise a valid convolution of
+    Twice the teacher's size: 3x3, stride 2. Half of it: 4x4 transposed, stride 2. Otherwise a valid convolution of
     kernel `1 + student - teacher`. FitNets (Romero et al., ICLR 2015) use the valid convolution alone, see `norm`.
 
     Args:

@@ -12,11 +12,11 @@ from mmengine.optim import OptimWrapper, OptimWrapperDict
 from torch import Tensor, nn
 
 from kd_tasks.errors import UserError
-from kd_tasks.losses.base import detached
+from kd_tasks.losses.base import AdversarialLoss, detached
 from kd_tasks.registry import TASK_MODELS, construct
 from kd_tasks.schedules import Weight
-from kd_tasks.task import Criterion, Decoder, TaskModel
 from kd_tasks.taps import Taps, evaluating
+from kd_tasks.task import Criterion, Decoder, TaskModel
 from kd_tasks.teachers import FrozenTeacher
 from kd_tasks.transfer import Transfer
 
@@ -87,7 +87,7 @@ class Distiller(TaskModel):
     @property
     def critics(self) -> list[nn.Module]:
         """The critics of adversarial transfers, which have an optimiser of their own."""
-        return [t.loss.critic for t in self._recipe() if t.adversarial]
+        return [t.loss.critic for t in self._recipe() if isinstance(t.loss, AdversarialLoss)]
 
     @property
     def skips_parameters(self) -> bool:
@@ -100,7 +100,7 @@ class Distiller(TaskModel):
         self.iteration, self.iterations_per_epoch = iteration, iterations_per_epoch
 
     def losses(self, inputs: Tensor, targets: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Weighted task losses as `task.NAME` and weighted transfers as `kd.NAME`; transfers that are off are absent."""
+        """Weighted task losses as `task.NAME`, weighted transfers as `kd.NAME`; a transfer that is off is absent."""
         strengths = {t: t.strength(self.iteration, self.iterations_per_epoch) for t in self._recipe()}
         active = {t: s for t, s in strengths.items() if s != 0}
         tapped_by_teacher = self._teach(inputs, active)

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -66,7 +66,9 @@ def folded(network: nn.Module, taps: Iterable[str], probe: Tensor) -> nn.Module:
     pairs = _adjacent(network, set(taps), probe)
     result = copy.deepcopy(network)
     for conv, norm in pairs:
-        fused = fusion.fuse_conv_bn_eval(result.get_submodule(conv), result.get_submodule(norm))
+        fused = fusion.fuse_conv_bn_eval(
+            cast(nn.Conv2d, result.get_submodule(conv)), cast(nn.BatchNorm2d, result.get_submodule(norm))
+        )
         result.set_submodule(conv, fused.requires_grad_(False))
         result.set_submodule(norm, nn.Identity())
     return result if _agree(network, result, probe) else network

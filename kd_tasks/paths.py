@@ -36,7 +36,7 @@ def config_folders() -> dict[str, Path]:
 
 def config_names() -> list[str]:
     """Names of all shipped configs, such as `segmentation/skd_r101_r18_cityscapes`, bases left out."""
-    names = set()
+    names: set[str] = set()
     for folder in config_folders().values():
         files = (f.relative_to(folder).with_suffix("") for f in folder.rglob("*.py"))
         names.update(f.as_posix() for f in files if not any(part.startswith("_") for part in f.parts))

@@ -52,20 +52,23 @@ class Transfer(nn.Module):
         super().__init__()
         self.name = name
         self.where = f"model.transfers.{name}"
-        self.student_taps, self.teacher_taps = self._taps(on, student, teacher, target)
+        try:
+            self.student_taps, self.teacher_taps = named_taps(on, student, teacher, target)
+        except ValueError as error:
+            raise UserError(f"{self.where}: {error}") from None
         self.own_target = target is not None
         self.several_student = not isinstance(student if on is None else on, str)
         self.several_teacher = not isinstance(next(t for t in (on, teacher, target) if t is not None), str)
         self.connector = build_connector(connector, f"{self.where}.connector")
         self.teacher_connector = build_connector(teacher_connector, f"{self.where}.teacher_connector")
-        self.loss = LOSSES.build(loss, f"{self.where}.loss") if isinstance(loss, Mapping) else loss
+        self.loss: Any = LOSSES.build(loss, f"{self.where}.loss") if isinstance(loss, Mapping) else loss
         self.weight = Weight(weight, f"{self.where}.weight")
         self.begin = Moment.parse(begin, f"{self.where}.begin")
         self.end = Moment.parse(end, f"{self.where}.end") if end is not None else None
         if self.several_student and self.connector is not None:
-            raise UserError(f"{self.where}.connector: a connector joins one tap, but the student's are several.")
+            raise UserError(f"{self.where}.connector: a connector joins one tap, but there are several.")
         if self.several_teacher and self.teacher_connector is not None:
-            raise UserError(f"{self.where}.teacher_connector: a connector joins one tap, but the teacher's are several.")
+            raise UserError(f"{self.where}.teacher_connector: a connector joins one tap, but there are several.")
 
     @property
     def adversarial(self) -> bool:
@@ -142,18 +145,22 @@ class Transfer(nn.Module):
                     f"{type(self.loss).__name__} takes this side as given. Use one without weights, or leave it out."
                 )
 
-    def _taps(self, on: Any, student: Any, teacher: Any, target: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        if on is not None and (student, teacher, target) != (None, None, None):
-            raise UserError(f"{self.where}: 'on' names the tap of both sides; leave out 'student', 'teacher', 'target'.")
-        if teacher is not None and target is not None:
-            raise UserError(f"{self.where}: 'teacher' and 'target' exclude each other.")
-        ours, theirs = (on, on) if on is not None else (student, teacher if teacher is not None else target)
-        if not ours or not theirs:
-            raise UserError(
-                f"{self.where}: it needs a tap on both sides: 'on', or 'student' with 'teacher' (or with 'target')."
-            )
-        pair = tuple((side,) if isinstance(side, str) else tuple(side) for side in (ours, theirs))
-        return pair[0], pair[1]
+
+def named_taps(on: Any, student: Any, teacher: Any, target: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The student's taps and those they are compared with, out of the four keys of a recipe.
+
+    Raises:
+        ValueError: if the taps are named twice or not at all; the message does not say where.
+    """
+    if on is not None and (student, teacher, target) != (None, None, None):
+        raise ValueError("'on' names the tap of both sides; leave out 'student', 'teacher' and 'target', or 'on'.")
+    if teacher is not None and target is not None:
+        raise ValueError("'teacher' and 'target' exclude each other: a target is a tap of the student itself.")
+    ours, theirs = (on, on) if on is not None else (student, teacher if teacher is not None else target)
+    if not ours or not theirs:
+        raise ValueError("a transfer needs a tap on both sides: 'on', or 'student' with 'teacher' or 'target'.")
+    first, second = ((side,) if isinstance(side, str) else tuple(side) for side in (ours, theirs))
+    return first, second
 
 
 def _side(taps: Mapping[str, Tensor], names: Sequence[str], several: bool, connector: nn.Module | None) -> Tapped:

@@ -14,7 +14,7 @@ from kd_tasks.cli.data import data
 from kd_tasks.cli.demo import demo
 from kd_tasks.cli.evaluate import evaluate
 from kd_tasks.cli.export import export
-from kd_tasks.cli.list import list_
+from kd_tasks.cli.listing import list_
 from kd_tasks.cli.shell import Command, Group, root
 from kd_tasks.cli.taps import taps
 from kd_tasks.cli.test import test

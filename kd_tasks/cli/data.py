@@ -20,8 +20,9 @@ def check(
     ] = None,
 ) -> None:
     """Hold a data set on disk against its card: layout, splits, counts, files, labels."""
-    from kd_tasks.vision.cards import check_dataset
+    from kd_tasks.vision.cards import check_dataset, read_card
 
+    read_card(name)
     with counting() as progress:
         report = check_dataset(name, root or Path("datasets") / name, progress)
     for line in report.lines():

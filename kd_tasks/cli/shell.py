@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -96,7 +97,10 @@ def configured(name: str, options: Sequence[str] | None = None, **instead: Any) 
         changed["work_dir"] = str(instead["work_dir"])
     if instead.get("seed") is not None:
         changed["randomness.seed"] = instead["seed"]
-    return load_config(name, changed)
+    cfg = load_config(name, changed)
+    if not cfg.get("work_dir"):
+        cfg.work_dir = f"work_dirs/{Path(name).stem}"
+    return cfg
 
 
 def console() -> Console:

@@ -106,7 +106,8 @@ def build_teacher_model(cfg: Mapping[str, Any], name: str | None = None) -> Task
         raise UserError(f"model: this config has no teacher{f' {name!r}' if name else ''}.")
     network = {k: v for k, v in teacher.items() if k not in TEACHER_KEYS}
     shared = {k: model[k] for k in ("criterion", "decoder", "data_preprocessor") if k in model}
-    built: TaskModel = TASK_MODELS.build(without_pretrained({"type": "TaskModel", "network": network, **shared}), "model")
+    cfg_alone = without_pretrained({"type": "TaskModel", "network": network, **shared})
+    built: TaskModel = TASK_MODELS.build(cfg_alone, "model")
     if teacher.get("checkpoint"):
         load_network(built.network, teacher["checkpoint"], "model.teacher.checkpoint")
     return built.eval()

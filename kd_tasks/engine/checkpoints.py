@@ -111,13 +111,13 @@ def plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, Mapping):
-        return OrderedDict((k, plain(v)) for k, v in value.items()) if isinstance(value, OrderedDict) else {
-            k: plain(v) for k, v in value.items()
-        }
-    if isinstance(value, tuple) and type(value) is not tuple:
-        return [plain(v) for v in value]
-    if isinstance(value, list | tuple | set):
-        return type(value)(plain(v) for v in value)
-    if value is None or isinstance(value, bool | int | float | str | bytes):
-        return value
-    return str(value)
+        kind = OrderedDict if isinstance(value, OrderedDict) else dict
+        return kind((plain(k), plain(v)) for k, v in value.items())
+    if isinstance(value, list | tuple | set | frozenset):
+        parts = [plain(v) for v in value]
+        return type(value)(parts) if type(value) in (tuple, set) else parts
+    simple: Any
+    for simple in (str, bytes, bool, int, float):
+        if isinstance(value, simple):
+            return value if type(value) is simple else simple(value)
+    return None if value is None else str(value)

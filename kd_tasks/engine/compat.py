@@ -67,7 +67,7 @@ def build_optimisers(model: nn.Module, cfg: Mapping[str, Any]) -> OptimWrapper |
     Raises:
         UserError: if the model has critics and the config no optimiser for them, or the other way round.
     """
-    bare = model.module if hasattr(model, "module") else model
+    bare: nn.Module = getattr(model, "module", model)
     critics = bare.critics if isinstance(bare, Distiller) else []
     own = dict(cfg)
     critic_cfg = own.pop("critic", None)

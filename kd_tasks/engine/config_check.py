@@ -26,6 +26,7 @@ from kd_tasks.engine.config_places import (
 from kd_tasks.engine.config_schema import Report, check_places, inside
 from kd_tasks.errors import UserError, nearest
 from kd_tasks.losses.base import AdversarialLoss
+from kd_tasks.transfer import named_taps
 
 Values = Mapping[str, Any]
 
@@ -159,15 +160,10 @@ def _check_teacher_tap(transfer: Values, model: Values, path: str, report: Repor
 def taps(values: Values, report: Report) -> None:
     """Each transfer has a tap on both sides, named once."""
     for name, transfer in _transfers(values).items():
-        given = {key for key in ("on", "student", "teacher", "target") if transfer.get(key) is not None}
-        path = f"model.transfers.{name}"
-        if "on" in given and len(given) > 1:
-            also = " and ".join(map(repr, sorted(given - {"on"})))
-            report.add(path, f"'on' names the tap of both sides; leave out {also}, or 'on'.")
-        elif {"teacher", "target"} <= given:
-            report.add(path, "'teacher' and 'target' (a tap of the student itself) exclude each other.")
-        elif "on" not in given and not ("student" in given and len(given) == 2):
-            report.add(path, "a transfer needs a tap on both sides: 'on', or 'student' with 'teacher' or 'target'.")
+        try:
+            named_taps(*(transfer.get(key) for key in ("on", "student", "teacher", "target")))
+        except (ValueError, TypeError) as error:
+            report.add(f"model.transfers.{name}", str(error))
 
 
 def critics(values: Values, report: Report) -> None:

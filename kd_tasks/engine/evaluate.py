@@ -51,14 +51,15 @@ def evaluate(
     """
     metrics = build_metrics(evaluator)
     judge = Evaluator(metrics)
-    judge.dataset_meta = getattr(loader.dataset, "metainfo", None)
+    dataset: Any = loader.dataset
+    judge.dataset_meta = getattr(dataset, "metainfo", None)
     model.to(device).eval()
     for batch in track(loader, description, len(loader)):
         predictions = model.val_step(batch)
         judge.process(data_samples=predictions, data_batch=batch)
         if on_batch is not None:
             on_batch(batch, predictions)
-    values = {name: float(value) for name, value in judge.evaluate(len(loader.dataset)).items()}
+    values = {name: float(value) for name, value in judge.evaluate(len(dataset)).items()}
     return EvaluationResult(values, per_class_of(metrics))
 
 

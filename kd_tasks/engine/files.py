@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 from kd_tasks.errors import UserError
 
 _CHUNK = 1 << 20
+_NO_ROOM = 1 << 16
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -88,8 +90,8 @@ def _flush_folder(folder: Path) -> None:
 
 def _of_writing(error: OSError | RuntimeError, temporary: Path) -> bool:
     """Whether the error comes from writing this file, and not from something else that the caller does meanwhile."""
-    if isinstance(error, RuntimeError):  # torch.save reports a failed write so
-        return "PytorchStreamWriter" in str(error) or _is_full(error)
+    if isinstance(error, RuntimeError):  # torch.save reports a failed write in one of several ways
+        return any(sign in str(error) for sign in ("PytorchStreamWriter", "inline_container", "iostream error"))
     places = {temporary, *temporary.parents}
     return _is_full(error) or (isinstance(error.filename, str | os.PathLike) and Path(error.filename) in places)
 
@@ -99,6 +101,7 @@ def _is_full(error: Exception) -> bool:
 
 
 def _not_written(path: Path, error: Exception) -> UserError:
-    fault = "the disk is full" if _is_full(error) else str(error)
+    full = _is_full(error) or shutil.disk_usage(path.parent).free < _NO_ROOM
+    fault = "the disk is full" if full else str(error)
     before = "the file of that name is as it was before" if path.exists() else "nothing was half-written"
     return UserError(f"{path}: could not be written: {fault}; {before}. Make room or choose another folder.")

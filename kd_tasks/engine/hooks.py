@@ -89,8 +89,9 @@ class TrainingScalars(RuntimeInfoHook):
         """Means of the pending losses; one transfer to the host."""
         pending, self._pending = self._pending, []
         names = sorted({name for outputs in pending for name in outputs})
-        rows = [[outputs.get(name, torch.full((), torch.nan)).detach().float() for name in names] for outputs in pending]
-        table = torch.stack([torch.stack([v.to(rows[0][0].device) for v in row]) for row in rows]).cpu()
+        absent = torch.full((), torch.nan, device=pending[0]["loss"].device)
+        rows = [[outputs.get(name, absent).detach().float() for name in names] for outputs in pending]
+        table = torch.stack([torch.stack(row) for row in rows]).cpu()
         present = torch.tensor([[name in outputs for name in names] for outputs in pending])
         self._refuse_non_finite(runner, names, table, present)
         return {name: table[present[:, i], i].mean().item() for i, name in enumerate(names)}
@@ -113,7 +114,7 @@ class TrainingScalars(RuntimeInfoHook):
         rates = {name: values[0] for name, values in runner.optim_wrapper.get_lr().items()}
         for name, value in {**means, **rates}.items():
             runner.message_hub.update_scalar(f"train/{name}", value)
-        for name, history in runner.message_hub.log_scalars.items():
+        for history in runner.message_hub.log_scalars.values():
             if len(history._log_history) > 2 * HISTORY:
                 history._log_history = history._log_history[-HISTORY:]
                 history._count_history = history._count_history[-HISTORY:]
@@ -134,9 +135,8 @@ class TrainingScalars(RuntimeInfoHook):
 
 def _called(term: str) -> str:
     kind, _, name = term.partition(".")
-    return {"kd": f"transfer {name!r}", "task": f"task loss {name!r}", "critic": f"the critic of transfer {name!r}"}.get(
-        kind, f"loss {term!r}"
-    )
+    kinds = {"kd": "transfer", "task": "task loss", "critic": "the critic of transfer"}
+    return f"{kinds[kind]} {name!r}" if kind in kinds else f"loss {term!r}"
 
 
 def _keep_until(file: Path, iteration: int) -> None:

@@ -1,6 +1,6 @@
 """Progress with an estimate of the time left, for everything that takes longer than a moment."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -37,7 +37,7 @@ def track(items: Iterable[T], description: str, total: int | None = None) -> Ite
 
 def length_of(items: Iterable[object]) -> int | None:
     """The number of items if it is known."""
-    return len(items) if hasattr(items, "__len__") else None
+    return len(items) if isinstance(items, Sized) else None
 
 
 @contextmanager

@@ -93,6 +93,8 @@ class EpochLoop(EpochBasedTrainLoop):
 class DistillRunner(Runner):
     """Runs a training described by a config, alone or over several processes, on GPUs or on a CPU."""
 
+    _has_loaded: bool
+
     _runs = itertools.count()
 
     def setup_env(self, env_cfg: dict[str, Any]) -> None:

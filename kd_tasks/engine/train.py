@@ -14,7 +14,7 @@ from kd_tasks.engine.checkpoints import STUDENT_FILE, latest_checkpoint, save_st
 from kd_tasks.engine.compat import start_process_group, with_amp
 from kd_tasks.engine.config_check import check_config
 from kd_tasks.engine.evaluate import EvaluationResult, evaluate
-from kd_tasks.engine.files import write_json
+from kd_tasks.engine.files import sha256_of, write_json
 from kd_tasks.engine.hooks import trained_network
 from kd_tasks.engine.runner import DistillRunner
 from kd_tasks.errors import UserError
@@ -84,7 +84,8 @@ def test(cfg: Config, checkpoint: str, folder: Path | None = None, **options: An
     loader = build_loader(cfg.test_dataloader, seed=cfg.get("randomness", {}).get("seed") or 0)
     result = evaluate(model, loader, cfg.test_evaluator, device=get_device(), **options)
     if folder is not None:
-        write_json(folder / METRICS_FILE, _finite(result.to_dict()))
+        weights = Path(checkpoint) / STUDENT_FILE if Path(checkpoint).is_dir() else Path(checkpoint)
+        write_json(folder / METRICS_FILE, {**_finite(result.to_dict()), "checkpoint_sha256": sha256_of(weights)})
     return result
 
 

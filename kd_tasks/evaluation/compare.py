@@ -140,6 +140,7 @@ class _Group:
         known, _ = measure_artefact(path)
         source = next((run for run in self.runs if _made_from(path, self.abouts[path], run)), None)
         differences = numbers(known["differences"]).values()
+        largest = {"largest_difference": max(differences)} if differences else {}
         return Measured(
             path=path,
             role=EXPORTED,
@@ -148,8 +149,7 @@ class _Group:
             seed=source.seed if source else None,
             metrics=numbers(known["metrics"]),
             per_class={name: numbers(row) for name, row in known["per_class"].items()},
-            cost=numbers(known["cost"]) if cost else {},
-            fidelity={"largest_difference": max(differences)} if differences else {},
+            cost={**numbers(known["cost"]), **largest} if cost else {},
         )
 
     def lower_is_better(self, measured: Sequence[Measured]) -> bool:

@@ -45,7 +45,6 @@ FIDELITY: dict[str, tuple[str, Form]] = {
     "agreement": ("agreement, %", two_places),
     "kl": ("KL, nats", "{:.4f}".format),
     "cka": ("CKA", "{:.3f}".format),
-    "largest_difference": ("largest difference", "{:.1e}".format),
 }
 COST: dict[str, tuple[str, Form]] = {
     "parameters": ("parameters", counted),
@@ -54,6 +53,7 @@ COST: dict[str, tuple[str, Form]] = {
     "latency_ms": ("latency, ms", two_places),
     "latency_p95_ms": ("latency p95, ms", two_places),
     "images_per_second": ("images a second", "{:.1f}".format),
+    "largest_difference": ("largest difference", "{:.1e}".format),
 }
 
 
@@ -87,7 +87,7 @@ class Spread:
             return ""
         if not self.finite:
             return "-"
-        return form(self.mean) if self.std is None else f"{form(self.mean)} ± {form(self.std)}"
+        return form(self.mean) if self.std is None else f"{form(self.mean)} ± {form(self.std).lstrip('+')}"
 
     def to_dict(self) -> dict[str, Any]:
         """Mean, deviation and values as JSON takes them."""
@@ -139,8 +139,9 @@ class Measured:
         seed: of the run; None where unknown.
         metrics: the task's metrics on the test data; the first one is the main metric.
         per_class: metrics of each class or category, by its name.
-        cost: `parameters`, `multiply_adds`, `file_bytes`, `latency_ms` (median), `latency_p95_ms`, `images_per_second`.
-        fidelity: how near the outputs are to the teacher's, and an artefact's `largest_difference` to its checkpoint.
+        cost: `parameters`, `multiply_adds`, `file_bytes`, `latency_ms` (median), `latency_p95_ms`, `images_per_second`,
+            and an artefact's `largest_difference` from its checkpoint's outputs.
+        fidelity: how near it is to the teacher: `agreement` (percent), `kl` (nats), `cka`.
     """
 
     path: Path
@@ -308,7 +309,7 @@ class Comparison:
         table = Table(title=f"{self.task}: {self.data}", title_justify="left")
         table.add_column("")
         for row in self.rows:
-            table.add_column(row.label, justify="right", overflow="fold")
+            table.add_column(row.label, justify="right")
         for section in self.sections():
             for line in section:
                 table.add_row(*line)
@@ -322,13 +323,11 @@ class Comparison:
             ["gain over alone", *(self._gain_cell(row) for row in self.rows)],
             ["gap closed", *(self._gap_cell(row) for row in self.rows)],
         ]
-        fidelity = [
-            self._line("fidelity", name, *FIDELITY.get(name, (name, two_places))) for name in self._names("fidelity")
-        ]
-        cost = [self._line("cost", name, *COST[name]) for name in COST if name in self._names("cost")]
+        fidelity = [self._line("fidelity", name, *FIDELITY[name]) for name in self._names("fidelity")]
+        cost = [self._means(name, *COST[name]) for name in COST if name in self._names("cost")]
         networks = [
-            ["network", *(row.network for row in self.rows)],
-            ["runs", *(str(len(r.members)) for r in self.rows)],
+            ["network", *("" if row.role == EXPORTED else row.network for row in self.rows)],
+            ["runs", *(str(len(row.members)) for row in self.rows)],
         ]
         return [networks, metrics, outcome, fidelity, cost]
 
@@ -369,6 +368,10 @@ class Comparison:
 
     def _line(self, group: str, name: str, label: str, form: Form) -> list[str]:
         return [label, *(row.spread(group, name).shown(form) for row in self.rows)]
+
+    def _means(self, name: str, label: str, form: Form) -> list[str]:
+        spreads = (row.spread("cost", name) for row in self.rows)
+        return [label, *(form(spread.mean) if spread.finite else "" for spread in spreads)]
 
     def _gain_cell(self, row: Row) -> str:
         return self.gain(row).shown("{:+.2f}".format) if row.role in (DISTILLED, EXPORTED) else ""

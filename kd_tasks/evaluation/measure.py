@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from kd_tasks.deploy.artefact import read_manifest
@@ -29,6 +31,7 @@ from kd_tasks.teachers import FrozenTeacher
 
 LOGITS = "logits"
 IGNORED = 255
+MAP_DIMENSIONS = 4
 FIDELITY_FILE = "fidelity.json"
 EVALUATION_SUFFIX = ".metrics.json"
 
@@ -110,6 +113,7 @@ def measure_likeness(run: Run, pupil: Run, teacher_weights: Path) -> dict[str, f
         "student": sha256_of(run.checkpoint),
         "teacher": sha256_of(teacher_weights),
         "taps": [list(pair) for pair in taps],
+        "data": plain(run.cfg["test_dataloader"]["dataset"]),
     }
     known = read_json(run.folder / FIDELITY_FILE)
     if known.get("key") != key:
@@ -141,8 +145,10 @@ def _likeness(run: Run, pupil: Run, weights: Path, taps: Sequence[tuple[str, str
     teacher = frozen_teacher(pupil, weights, preprocessor)
     own = Taps(student.network, [tap for tap, _ in taps], probe, "student")
     other = Taps(teacher.network, [tap for _, tap in taps], teacher.view(probe), "teacher")
-    if any(LOGITS not in outputs for outputs in (own.run(probe)[0], other.run(teacher.view(probe))[0])):
+    outputs = own.run(probe)[0], other.run(teacher.view(probe))[0]
+    if any(LOGITS not in found for found in outputs):
         return {}
+    is_map = outputs[0][LOGITS].dim() == MAP_DIMENSIONS and "mask" in first["targets"]
 
     def observer(read: Taps, view: Callable[[Tensor], Tensor]) -> Callable[[Any], Any]:
         return lambda batch: read.run(view(preprocessor(batch, False)["inputs"]))
@@ -153,7 +159,7 @@ def _likeness(run: Run, pupil: Run, weights: Path, taps: Sequence[tuple[str, str
         track(loader, f"Likeness of {run.folder.name} to the teacher", len(loader)),
         LOGITS,
         taps,
-        _labelled if _has_label_map(first) and loader.batch_size == 1 else None,
+        _labelled if is_map else None,
     )
     return {
         "agreement": 100.0 * found.agreement,
@@ -175,14 +181,12 @@ def frozen_teacher(pupil: Run, weights: Path, preprocessor: Any) -> FrozenTeache
     return teacher
 
 
-def _has_label_map(batch: Mapping[str, Any]) -> bool:
-    mask = batch["targets"].get("mask")
-    return isinstance(mask, Tensor) and mask.dim() == 3
-
-
 def _labelled(batch: Mapping[str, Any]) -> Tensor:
-    labelled: Tensor = batch["targets"]["mask"] != IGNORED
-    return labelled
+    """Where pixels have a label, (N, H, W); label maps of different sizes are brought to that of the first."""
+    masks = batch["targets"]["mask"]
+    size = tuple(masks[0].shape)
+    kept = [(mask != IGNORED)[None, None].float() for mask in masks]
+    return torch.cat([F.interpolate(mask, size=size, mode="nearest-exact") for mask in kept])[:, 0] > 0
 
 
 def read_json(file: Path) -> dict[str, Any]:

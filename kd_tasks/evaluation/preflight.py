@@ -255,7 +255,7 @@ def _beginnings(model: Distiller, length: int) -> list[int]:
     probes = sorted({0, 1, *(length * n for n in (1, 2, 5, 10, 20, 50, 100, 200, 500)), horizon})
     found = []
     for transfer in cast(Any, model.transfers).values():
-        begin = transfer.begin.iteration(length)
+        begin = math.ceil(transfer.begin.iteration(length))
         acting = (i for i in sorted({begin, begin + 1, *probes}) if transfer.strength(i, length) != 0)
         found += list(islice(acting, 1))
     return found

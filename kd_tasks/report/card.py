@@ -135,7 +135,8 @@ def _gap_tile(comparison: Comparison) -> str:
         return _tile("undefined", f"share of the gap closed: {gap.reason}")
     filled = 100 * min(max(gap.share, 0.0), 1.0)
     bar = f'<span class="meter" aria-hidden="true"><span style="width:{filled:.0f}%"></span></span>'
-    return _tile(gap.shown(), "of the gap between student alone and teacher is closed", bar)
+    negative = " (negative: worse than alone)" if gap.share < 0 else ""
+    return _tile(gap.shown(), f"of the gap between student alone and teacher is closed{negative}", bar)
 
 
 def _cost_tile(comparison: Comparison) -> str:

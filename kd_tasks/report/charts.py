@@ -118,6 +118,7 @@ def class_bars(rows: Sequence[Row], metric: str) -> str:
         axes.invert_yaxis()
         axes.margins(y=0.01)
         axes.grid(axis="y", visible=False)
+        axes.set_xlim(left=0)
         axes.set_xlabel(metric)
         axes.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(rows))
 

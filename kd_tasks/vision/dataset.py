@@ -147,7 +147,7 @@ class VisionDataset(Dataset[dict[str, Any]]):
 
     def expected(self) -> str:
         """What the data set's folder should look like, and how to get a small synthetic one."""
-        return expected_layout(self.card, self.layout)
+        return expected_layout(self.card, self.layout, self.root)
 
     @classmethod
     def survey(cls, root: str | Path, split: str, progress: Progress | None = None, **options: Any) -> SplitReport:
@@ -196,12 +196,13 @@ def as_tensor(value: Any) -> Any:
     return torch.from_numpy(contiguous if contiguous.flags.writeable else contiguous.copy())
 
 
-def expected_layout(card: str | None, layout: str = "") -> str:
+def expected_layout(card: str | None, layout: str = "", root: Path | None = None) -> str:
     """The tree that a data set should have, as its card shows it, and the command for a synthetic one."""
     if card is None:
         return f"Expected there:\n{layout}" if layout else ""
     known = read_card(card)
-    hint = f"\nA small synthetic one in the same format: kd-tasks data synth {card}" if known.twin else ""
+    command = f"kd-tasks data synth {known.twin} {root or 'FOLDER'}"
+    hint = f"\nA small synthetic one in the same format: {command}" if known.twin else ""
     where = f"\nWhere to get it: {known.source}" if known.source else ""
     return f"Expected there:\n{known.layout}{where}{hint}"
 

@@ -124,7 +124,8 @@ class Digits(VisionDataset):
         data_root: not read; scikit-learn brings the file.
         split: `train`, `val` or `test`.
         transforms: see `kd_tasks.vision.augment.Augment`.
-        test_mode: without effect beyond the transforms.
+        test_mode: without effect, since there is no target to transform.
+        per_class: take the first so many pictures of each class, for experiments with few samples; all by default.
 
     Raises:
         UserError: if scikit-learn is not installed.
@@ -139,13 +140,17 @@ class Digits(VisionDataset):
         split: str = "train",
         transforms: Sequence[Mapping[str, Any]] = (),
         test_mode: bool = False,
+        per_class: int | None = None,
     ) -> None:
+        self.per_class = per_class
         super().__init__(data_root, split, transforms, test_mode)
 
     def find(self) -> list[int]:
         """Positions in scikit-learn's file."""
         self.pictures, self.labels = read_digits()
-        return np.flatnonzero(fifths(self.labels) == self.split).tolist()
+        split = fifths(self.labels) == self.split
+        chosen = [np.flatnonzero(split & (self.labels == label))[: self.per_class] for label in range(10)]
+        return sorted(np.concatenate(chosen).tolist())
 
     def load(self, index: int) -> dict[str, Any]:
         """`image` (32, 32, 3) uint8 and its `label`, 0 to 9."""

@@ -18,6 +18,13 @@ CONFIGS = {
     DISTILLED: "classification/kd_digits",
 }
 
+PINNED: dict[str, dict[str, Any]] = {
+    TEACHER: {"model.network.width": 24},
+    ALONE: {"model.network.width": 6},
+    DISTILLED: {"model.student.width": 6, "model.teacher.width": 24},
+}
+LOADER = {"train_dataloader.batch_size": 100}
+
 
 def write_run(
     folder: Path,
@@ -28,7 +35,7 @@ def write_run(
     options: Mapping[str, Any] | None = None,
 ) -> Path:
     """A finished run of the digits configs with random weights; without `metrics` it has no `metrics.json`."""
-    changed: dict[str, Any] = {"work_dir": str(folder), "randomness.seed": seed, **(options or {})}
+    changed = {"work_dir": str(folder), "randomness.seed": seed, **PINNED[role], **LOADER, **(options or {})}
     if role == DISTILLED:
         changed["model.teacher.checkpoint"] = str((teacher or folder.parent / "teacher") / "student.pth")
     cfg = load_config(CONFIGS[role], changed)
@@ -44,4 +51,6 @@ def write_run(
 def measured(role: str, score: float, seed: int = 0, path: str = "runs/x", **more: Any) -> Measured:
     """One measured run with the main metric `mIoU`."""
     variant = "student.onnx" if role == EXPORTED else ""
-    return Measured(Path(path), role, "Net small", **{"variant": variant, "seed": seed, "metrics": {"mIoU": score}, **more})
+    return Measured(
+        Path(path), role, "Net small", **{"variant": variant, "seed": seed, "metrics": {"mIoU": score}, **more}
+    )

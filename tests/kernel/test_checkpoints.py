@@ -176,6 +176,8 @@ def test_values_are_made_plain(tmp_path: Path) -> None:
         "path": Path("a/b"),
         "nothing": None,
         "betas": (0.9, 0.99),
+        "version": torch.__version__,
+        "several": {np.int64(1): {2, 3}},
     }
     save(value, tmp_path / "a.pth")
     assert unsafe(tmp_path / "a.pth") == []
@@ -185,6 +187,7 @@ def test_values_are_made_plain(tmp_path: Path) -> None:
     assert read["pair"] == [1, 2] and read["betas"] == (0.9, 0.99)
     assert type(read["ordered"]) is OrderedDict and type(read["ordered"]["a"]) is torch.Tensor
     assert read["path"] == "a/b" and read["nothing"] is None
+    assert read["version"] == str(torch.__version__) and read["several"] == {1: {2, 3}}
 
 
 def test_plain_copies_nothing_that_is_on_the_cpu() -> None:

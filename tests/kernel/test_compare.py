@@ -1,5 +1,6 @@
 """Comparison of runs: arithmetic, roles, freshness of numbers, and real measurements of small networks."""
 
+import io
 import json
 import math
 import os
@@ -28,7 +29,7 @@ from kd_tasks.evaluation.comparison import (
     gap_closed,
 )
 from kd_tasks.evaluation.deployed import evaluate_artefact, export_checkpoint
-from kd_tasks.evaluation.measure import measure_artefact, measure_likeness
+from kd_tasks.evaluation.measure import _labelled, measure_artefact, measure_likeness
 from kd_tasks.evaluation.runs import Run, assign_roles, read_metrics, read_run, same_data, trained_unlike
 
 
@@ -222,9 +223,9 @@ def test_seeds_become_mean_deviation_gain_and_gap(folders):
 
 def test_the_table_shows_every_part_and_number(folders):
     found = compare(names(folders), cost=False, likeness=False)
-    terminal = Console(width=120, record=True, file=open(os.devnull, "w"))
+    terminal = Console(width=120, file=io.StringIO())
     terminal.print(found.table())
-    text = terminal.export_text()
+    text = terminal.file.getvalue()
     for word in ("teacher", "alone", "distilled", "top1", "78.00 ± 2.83", "90.00", "37 %", "+7.00"):
         assert word in text
 
@@ -333,9 +334,7 @@ def test_an_exported_file_has_the_checkpoints_metrics(tmp_path):
     assert evaluation.result.metrics["top1"] == pytest.approx(top1_by_hand(run))
     assert 0 < evaluation.differences["logits"] < 1e-3 or evaluation.differences["logits"] == 0
     assert evaluation.cost["file_bytes"] == artefact.stat().st_size
-    assert evaluation.cost["parameters"] == sum(
-        p.numel() for p in build_task_model(cfg).network.parameters()
-    )
+    assert evaluation.cost["parameters"] == sum(p.numel() for p in build_task_model(cfg).network.parameters())
     assert measure_artefact(artefact)[1]
     assert not measure_artefact(artefact)[1]
     found = compare([run, artefact], likeness=False)
@@ -355,3 +354,13 @@ def test_int8_is_asked_of_onnx_only(tmp_path):
     run = write_run(tmp_path / "alone", ALONE)
     with pytest.raises(UserError, match="--format onnx"):
         export_checkpoint(load_config(run / "config.py"), run, "pt2", int8=True)
+
+
+def test_ignored_pixels_count_for_no_likeness():
+    masks = [torch.tensor([[0, 255], [1, 1]]), torch.tensor([[255] * 4, [0] * 4, [0] * 4, [0] * 4])]
+    labelled = _labelled({"targets": {"mask": masks}})
+    assert labelled.tolist() == [[[True, False], [True, True]], [[True, True], [True, True]]]
+
+
+def test_deviations_have_no_sign():
+    assert Spread((1.0, 3.0)).shown("{:+.2f}".format) == "+2.00 ± 1.41"

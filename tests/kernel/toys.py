@@ -1,5 +1,7 @@
 """Networks, data and metrics of a second's work, registered for the tests."""
 
+import os
+import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,12 +9,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from mmengine.config import Config
+from mmengine.dist import get_rank
 from mmengine.evaluator import BaseMetric
-from mmengine.registry import DATASETS, METRICS
+from mmengine.hooks import Hook
+from mmengine.registry import DATASETS, HOOKS, METRICS
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from kd_tasks.distiller import Distiller
+from kd_tasks.engine.config import with_options
 from kd_tasks.engine.randomness import sample_seed
 from kd_tasks.engine.runner import DistillRunner
 from kd_tasks.engine.train import train
@@ -32,14 +37,15 @@ class ToyNet(nn.Module):
         width: channels of `stage1`; `stage2` has twice as many.
         dropout: probability before the head.
         norm: BatchNorm in the stages.
+        classes: length of the logits.
     """
 
-    def __init__(self, width: int = 4, dropout: float = 0.0, norm: bool = True) -> None:
+    def __init__(self, width: int = 4, dropout: float = 0.0, norm: bool = True, classes: int = CLASSES) -> None:
         super().__init__()
         self.stage1 = _stage(3, width, 1, norm)
         self.stage2 = _stage(width, 2 * width, 2, norm)
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(2 * width, CLASSES)
+        self.head = nn.Linear(2 * width, classes)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         maps = self.stage2(self.stage1(images))
@@ -156,6 +162,29 @@ class ToyDataset(Dataset[dict[str, Any]]):
         }
 
 
+@HOOKS.register_module()
+class ToyKilled(Hook):
+    """Kills its own process after the iteration `at`, as a power cut would."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def after_train_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: dict[str, Tensor] | None = None
+    ) -> None:
+        if runner.iter == self.at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+@HOOKS.register_module()
+class ToyKeeper(Hook):
+    """Writes what each rank has at the end to `rank_N.pth` in the run folder."""
+
+    def after_train(self, runner: Any) -> None:
+        model = getattr(runner.model, "module", runner.model)
+        torch.save(model.state_dict(), Path(runner.work_dir) / f"rank_{get_rank()}.pth")
+
+
 @METRICS.register_module()
 class ToyAccuracy(BaseMetric):
     """Share of right labels, in percent."""
@@ -208,7 +237,7 @@ ADVERSARIAL = {"on": "logits", "loss": {"type": "WGANGP", "critic": {"type": "To
 
 
 def config(work_dir: Path | str, **changes: Any) -> Config:
-    """A training of two epochs of four iterations; dotted names such as `train_cfg.max_epochs` change single keys."""
+    """A training of two epochs of four iterations; `changes` as `--cfg-options` make them, by dotted path."""
     loader = {"batch_size": 4, "num_workers": 0}
     plain: dict[str, Any] = {
         "default_scope": "mmengine",
@@ -231,9 +260,7 @@ def config(work_dir: Path | str, **changes: Any) -> Config:
         "randomness": {"seed": 3},
         "work_dir": str(work_dir),
     }
-    cfg = Config(plain)
-    cfg.merge_from_dict({key.replace("__", "."): value for key, value in changes.items()})
-    return cfg
+    return with_options(Config(plain), changes)
 
 
 TESTING = {
@@ -244,9 +271,9 @@ TESTING = {
 }
 
 
-def trained(work_dir: Path | str, resume: bool = False, **changes: Any) -> Path:
+def trained(work_dir: Path | str, resume: bool = False, amp: str | None = None, **changes: Any) -> Path:
     """The run folder of the training that `config` describes."""
-    return train(config(work_dir, **changes), resume=resume)
+    return train(config(work_dir, **changes), resume=resume, amp=amp)
 
 
 __all__ = ["DistillRunner", "batch", "config", "distiller", "randomised", "trained"]

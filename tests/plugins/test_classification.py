@@ -307,6 +307,15 @@ def test_digits_are_split_without_overlap_and_evenly() -> None:
         assert np.abs(np.bincount(labels, minlength=10) - expected).max() < 2
 
 
+def test_a_few_digits_are_the_first_of_each_class() -> None:
+    everything, few = Digits(split="train"), Digits(split="train", per_class=3)
+    found = [int(item["targets"]["label"]) for item in few]
+    assert sorted(found) == sorted(3 * list(range(10)))
+    for label in range(10):
+        first = [item["meta"]["path"] for item in everything if item["targets"]["label"] == label][:3]
+        assert [item["meta"]["path"] for item in few if item["targets"]["label"] == label] == first
+
+
 def test_digits_are_those_of_scikit_learn_enlarged() -> None:
     data, truth = Digits(split="val"), load_digits()
     for index in (0, 17, len(data) - 1):

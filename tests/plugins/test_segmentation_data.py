@@ -1,6 +1,7 @@
 """Loaders of segmentation data: label values, pairs, faults, seeds, transforms, and the check against a card."""
 
 import json
+import re
 import shutil
 from functools import partial
 from pathlib import Path
@@ -141,7 +142,8 @@ def test_ade_is_shifted_once_and_keeps_a_stored_255_ignored(tmp_path):
 def test_a_missing_folder_is_explained(cls, tmp_path):
     with pytest.raises(UserError, match=r"nowhere: no such folder\. Expected there:\n") as caught:
         cls(tmp_path / "nowhere", "train")
-    assert ("kd-tasks data synth" in str(caught.value)) == (read_card(cls.card).twin is not None)
+    hint = f"kd-tasks data synth {cls.card} {tmp_path / 'nowhere'}"
+    assert (hint in str(caught.value)) == (read_card(cls.card).twin is not None)
     with pytest.raises(UserError, match=r"no split 'trian'.* Did you mean 'train'"):
         cls(LOADERS / cls.card, "trian")
     with pytest.raises(UserError, match="Expected there"):
@@ -204,14 +206,24 @@ FAULTS = [
 ]
 
 
+def message_of(loader):
+    """What a user is told. The traceback refers to itself and the loader: kept, it would hold up the workers' end."""
+    try:
+        list(loader)
+    except UserError as error:
+        error.__traceback__ = None
+        return str(error)
+    return "no error"
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize(("damage", "message"), FAULTS)
 def test_faulty_files_are_one_clear_message(tmp_path, damage, message, workers):
     loader = DataLoader(damaged_camvid(tmp_path / "d", damage), num_workers=workers, collate_fn=collate_samples)
-    with pytest.raises(UserError, match=message) as caught:
-        list(loader)
-    assert "Traceback" not in str(caught.value)
-    assert "\n" not in str(caught.value)
+    told = message_of(loader)
+    assert re.search(message, told)
+    assert "Traceback" not in told
+    assert "\n" not in told
 
 
 def test_a_transform_that_does_not_fit_names_the_file(tmp_path):
@@ -242,6 +254,7 @@ def equal(left, right):
     return [all(torch.equal(a, b) for a, b in zip(left[i], right[i], strict=True)) for i in sorted(left)]
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
 def test_augmentation_is_the_same_with_any_number_of_workers_and_new_in_each_epoch(tmp_path):
     masks = [np.random.default_rng(i).integers(0, 5, (40, 48), dtype=np.uint8) for i in range(10)]
     dataset = ImageMaskFolder(folder(tmp_path, masks), "train", classes=list("abcde"), transforms=STANDARD)
