@@ -66,9 +66,9 @@ class Transfer(nn.Module):
         self.begin = Moment.parse(begin, f"{self.where}.begin")
         self.end = Moment.parse(end, f"{self.where}.end") if end is not None else None
         if self.several_student and self.connector is not None:
-            raise UserError(f"{self.where}.connector: a connector joins one tap, but there are several.")
+            raise UserError(f"{self.where}.connector: it joins one tap, but the student's are several.")
         if self.several_teacher and self.teacher_connector is not None:
-            raise UserError(f"{self.where}.teacher_connector: a connector joins one tap, but there are several.")
+            raise UserError(f"{self.where}.teacher_connector: it joins one tap, but the teacher's are several.")
 
     @property
     def adversarial(self) -> bool:

@@ -46,6 +46,7 @@ class About:
         decoder: config of the decoder; None for a network whose outputs are used raw.
         evaluator: config of the metric, or a list of them.
         test_dataloader: config of the data on which the artefact is evaluated.
+        network: config of the network that was exported, with which the checkpoint can be built again.
         checkpoint: `path` and `sha256` of the weights.
         checkpoint_metrics: metrics of the checkpoint on the test data; None for one that is not finite.
     """
@@ -57,6 +58,7 @@ class About:
     decoder: dict[str, Any] | None = None
     evaluator: dict[str, Any] | list[Any] | None = None
     test_dataloader: dict[str, Any] | None = None
+    network: dict[str, Any] | None = None
     checkpoint: dict[str, str] | None = None
     checkpoint_metrics: dict[str, float | None] = field(default_factory=dict)
 
@@ -284,6 +286,7 @@ _ABOUT_RULES = {
     "decoder": (lambda v: v is None or _is_object(v), "a config or null"),
     "evaluator": (lambda v: v is None or isinstance(v, dict | list), "a config, a list of configs, or null"),
     "test_dataloader": (lambda v: v is None or _is_object(v), "a config or null"),
+    "network": (lambda v: v is None or _is_object(v), "a config or null"),
     "checkpoint": (lambda v: v is None or _is_texts(v), "path and sha256, or null"),
     "checkpoint_metrics": (_is_numbers, "an object of numbers"),
 }
@@ -318,9 +321,11 @@ def _check_types(manifest: Manifest, path: Path) -> None:
 
 def _heads(about: About) -> Iterator[tuple[str, Any, str, set[str]]]:
     """The configs that are built first: path, config, kind and the names of that kind."""
-    from kd_tasks.registry import DATASETS, DECODERS, METRICS, PREPROCESSORS
+    from kd_tasks.registry import DATASETS, DECODERS, METRICS, NETWORKS, PREPROCESSORS
 
     yield "about.preprocessor", about.preprocessor, "preprocessor", set(PREPROCESSORS)
+    if about.network is not None:
+        yield "about.network", about.network, "network", set(NETWORKS)
     if about.decoder is not None:
         yield "about.decoder", about.decoder, "decoder", set(DECODERS)
     for evaluator in about.evaluator if isinstance(about.evaluator, list) else [about.evaluator]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from mmengine.dist import is_main_process
 from mmengine.evaluator import BaseMetric, Evaluator
 from mmengine.registry import METRICS
 from torch.utils.data import DataLoader
@@ -54,7 +55,7 @@ def evaluate(
     dataset: Any = loader.dataset
     judge.dataset_meta = getattr(dataset, "metainfo", None)
     model.to(device).eval()
-    for batch in track(loader, description, len(loader)):
+    for batch in track(loader, description, len(loader)) if is_main_process() else loader:
         predictions = model.val_step(batch)
         judge.process(data_samples=predictions, data_batch=batch)
         if on_batch is not None:

@@ -63,17 +63,18 @@ def train(
     full.experiment_name = folder.name
     runner = DistillRunner.from_cfg(full)
     runner.train()
-    if is_main_process():
-        _finish(runner, full, folder)
-    barrier()
+    _finish(runner, full, folder)
     return folder
 
 
 def _finish(runner: DistillRunner, cfg: Config, folder: Path) -> None:
     meta = {"iter": runner.iter, "epoch": runner.epoch, "seed": runner.seed}
-    save_student(trained_network(runner), folder / STUDENT_FILE, meta)
+    if is_main_process():
+        save_student(trained_network(runner), folder / STUDENT_FILE, meta)
+    barrier()
     if cfg.get("test_dataloader") is not None:
-        test(cfg, str(folder / STUDENT_FILE), folder)
+        test(cfg, str(folder / STUDENT_FILE), folder)  # by all ranks, each on its share
+    barrier()
 
 
 def test(cfg: Config, checkpoint: str, folder: Path | None = None, **options: Any) -> EvaluationResult:
@@ -83,7 +84,7 @@ def test(cfg: Config, checkpoint: str, folder: Path | None = None, **options: An
     model = build_task_model(cfg, checkpoint)
     loader = build_loader(cfg.test_dataloader, seed=cfg.get("randomness", {}).get("seed") or 0)
     result = evaluate(model, loader, cfg.test_evaluator, device=get_device(), **options)
-    if folder is not None:
+    if folder is not None and is_main_process():
         weights = Path(checkpoint) / STUDENT_FILE if Path(checkpoint).is_dir() else Path(checkpoint)
         write_json(folder / METRICS_FILE, {**_finite(result.to_dict()), "checkpoint_sha256": sha256_of(weights)})
     return result

@@ -17,15 +17,20 @@ from kd_tasks.deploy.export import export
 from kd_tasks.deploy.latency import Latency, measure_latency
 from kd_tasks.deploy.quantise import quantise
 from kd_tasks.deploy.runtimes import build_deployed, load_network
-from kd_tasks.engine.build import build_loader, build_task_model, deployed_model_config, deployed_size
-from kd_tasks.engine.config import read_config
+from kd_tasks.engine.build import (
+    build_loader,
+    build_task_model,
+    deployed_model_config,
+    deployed_size,
+    without_pretrained,
+)
 from kd_tasks.engine.evaluate import EvaluationResult, evaluate
 from kd_tasks.engine.files import sha256_of
 from kd_tasks.engine.progress import track
 from kd_tasks.errors import UserError
 from kd_tasks.evaluation.comparison import COST
 from kd_tasks.evaluation.cost import file_size, multiply_adds, parameters
-from kd_tasks.evaluation.runs import CONFIG, read_metrics
+from kd_tasks.evaluation.runs import read_metrics
 from kd_tasks.task import TaskModel
 
 CALIBRATION_IMAGES = 64
@@ -108,6 +113,7 @@ def about_checkpoint(cfg: Mapping[str, Any], weights: Path, artefact: Path) -> A
         decoder=plain(model.get("decoder")),
         evaluator=plain(cfg.get("test_evaluator")),
         test_dataloader=plain(loader),
+        network=plain(without_pretrained(model)["network"]),
         checkpoint={"path": _beside(weights, artefact), "sha256": sha256_of(weights)},
         checkpoint_metrics=dict(read_metrics(weights.parent, weights).metrics),
     )
@@ -251,15 +257,18 @@ def with_data_root(loader: Mapping[str, Any], data_root: str | Path | None) -> d
 
 
 def checkpoint_of(path: Path, manifest: Manifest) -> TaskModel | None:
-    """The task model with the checkpoint that `path` came from; None unless that very file and its config are there."""
-    recorded = manifest.about.checkpoint
-    if recorded is None:
+    """The task model with the checkpoint that `path` came from; None unless that very file is there.
+
+    It is built from the manifest, whose types are checked: a config file beside the weights is never run.
+    """
+    about = manifest.about
+    if about.checkpoint is None or about.network is None:
         return None
-    weights = path.parent / recorded["path"]
-    config = weights.parent / CONFIG
-    if not weights.is_file() or not config.is_file() or sha256_of(weights) != recorded["sha256"]:
+    weights = path.parent / about.checkpoint["path"]
+    if not weights.is_file() or sha256_of(weights) != about.checkpoint["sha256"]:
         return None
-    return build_task_model(read_config(config), str(weights))
+    model = {"network": about.network, "data_preprocessor": about.preprocessor, "decoder": about.decoder}
+    return build_task_model({"model": {"type": "TaskModel", **model}}, str(weights))
 
 
 @torch.no_grad()

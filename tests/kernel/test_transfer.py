@@ -45,7 +45,7 @@ def test_on_is_the_tap_of_both_sides() -> None:
         ({"on": "a", "teacher": "b"}, "'on' names the tap of both sides"),
         ({"on": "a", "target": "b"}, "'on' names the tap of both sides"),
         ({"student": "a", "teacher": "b", "target": "c"}, "'teacher' and 'target' exclude each other"),
-        ({"on": ["a", "b"], "connector": "pool"}, "connector: a connector joins one tap, but there are several"),
+        ({"on": ["a", "b"], "connector": "pool"}, "connector: it joins one tap, but the student's are several"),
         ({"student": "a", "teacher": ["b", "c"], "teacher_connector": "pool"}, "but the teacher's are several"),
         ({"on": "a", "begin": "soon"}, "begin: 'soon' is no moment"),
         ({"on": "a", "end": "later"}, "end: 'later' is no moment"),
