@@ -1,4 +1,4 @@
-# CamVid at 360 x 480, 11 classes: random scale, crops of 352 x 480, mirror; tested whole.
+"""CamVid at 360 x 480, 11 classes: random scale, crops of 352 x 480, mirror; tested whole."""
 _transforms = [
     dict(type='RandomScale', scale_limit=(-0.5, 1.0), p=1.0),
     dict(type='PadIfNeeded', min_height=352, min_width=480, fill=(123, 116, 103), fill_mask=255),

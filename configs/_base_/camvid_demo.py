@@ -1,4 +1,4 @@
-# The synthetic twin of CamVid at 96 x 128, for runs on a CPU: 'kd-tasks data synth camvid datasets/camvid_twin'.
+"""The synthetic twin of CamVid at 96 x 128, for runs on a CPU: 'kd-tasks data synth camvid datasets/camvid_twin'."""
 _transforms = [
     dict(type='RandomScale', scale_limit=(-0.1, 0.4), p=1.0),
     dict(type='PadIfNeeded', min_height=96, min_width=128, fill=(123, 116, 103), fill_mask=255),

@@ -1,4 +1,4 @@
-# Cityscapes, 19 classes: random scale 0.5 to 2.1, crops of 512 x 512, mirror; tested whole at 1024 x 2048.
+"""Cityscapes, 19 classes: random scale 0.5 to 2.1, crops of 512 x 512, mirror; tested whole at 1024 x 2048."""
 _transforms = [
     dict(type='RandomScale', scale_limit=(-0.5, 1.1), p=1.0),
     dict(type='PadIfNeeded', min_height=512, min_width=512, fill=(123, 116, 103), fill_mask=255),

@@ -1,4 +1,4 @@
-# What every training shares. A config that inherits it names model, data, schedule and work_dir.
+"""What every training shares. A config that inherits it names model, data, schedule and work_dir."""
 default_scope = 'mmengine'
 randomness = dict(seed=0, deterministic=False)
 default_hooks = dict(

@@ -1,6 +1,6 @@
-# Twelve short epochs for runs on a CPU.
+"""Fifteen short epochs for runs on a CPU."""
 _base_ = './runtime.py'
-_epochs = 12
+_epochs = 15
 optim_wrapper = dict(optimizer=dict(type='AdamW', lr=5e-3, weight_decay=1e-2))
 param_scheduler = [
     dict(type='PolyLR', power=0.9, eta_min=0.0, begin=0, end=_epochs, by_epoch=True, convert_to_iter_based=True),

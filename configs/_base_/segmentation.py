@@ -1,4 +1,4 @@
-# Criterion, decoder, metric and preprocessing of every segmentation run; the data set's base adds the pictures.
+"""Criterion, decoder, metric and preprocessing of every segmentation run; the data set's base adds the pictures."""
 task = 'segmentation'
 model = dict(
     criterion=dict(type='SegmentationLoss', aux_weight=0.4),

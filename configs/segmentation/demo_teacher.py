@@ -1,7 +1,7 @@
 """The teacher of the demonstration: the small network, wide."""
 _base_ = ['../_base_/segmentation.py', '../_base_/camvid_demo.py', '../_base_/schedule_demo.py']
-_epochs = 20
-model = dict(type='TaskModel', network=dict(type='SmallSegNet', num_classes=11, width=16))
+_epochs = 30
+model = dict(type='TaskModel', network=dict(type='SmallSegNet', num_classes=11, width=24))
 optim_wrapper = dict(optimizer=dict(lr=3e-3))
 param_scheduler = [
     dict(type='PolyLR', power=0.9, eta_min=0.0, begin=0, end=_epochs, by_epoch=True, convert_to_iter_based=True),

@@ -17,7 +17,7 @@ from kd_tasks.errors import UserError
 
 STUDENT_FILE = "student.pth"
 NETWORK_PREFIX = "network."
-LISTED = 5
+LISTED = 2
 
 
 def save(value: Mapping[str, Any], path: str | Path) -> None:
@@ -73,18 +73,21 @@ def load_network(network: nn.Module, path: str | Path, where: str = "checkpoint"
     """
     checkpoint = read_checkpoint(path, where)
     state, own = network_state(checkpoint, network), network.state_dict()
-    faults = [f"{key} is missing" for key in own if key not in state]
-    faults += [f"{key} is not in the network" for key in state if key not in own]
-    faults += [
-        f"{key} is {tuple(state[key].shape)} in the file and {tuple(own[key].shape)} in the network"
-        for key in own
-        if key in state and state[key].shape != own[key].shape
-    ]
-    if faults:
-        more = f" and {len(faults) - LISTED} more" if len(faults) > LISTED else ""
+    faults = (
+        [
+            f"{key} is {tuple(state[key].shape)} in the file and {tuple(own[key].shape)} in the network"
+            for key in own
+            if key in state and state[key].shape != own[key].shape
+        ],
+        [f"{key} is missing" for key in own if key not in state],
+        [f"{key} is not in the network" for key in state if key not in own],
+    )
+    if any(faults):
+        listed = [fault for group in faults for fault in group[:LISTED]]
+        more = sum(map(len, faults)) - len(listed)
         raise UserError(
             f"{where}: {path} holds the weights of another architecture than {type(network).__name__} as configured: "
-            f"{'; '.join(faults[:LISTED])}{more}."
+            f"{'; '.join(listed)}{f' and {more} more' if more else ''}."
         )
     network.load_state_dict(state)
     return dict(checkpoint.get("meta", {}))

@@ -90,7 +90,15 @@ def test_torchrun_and_the_command_line(tmp_path: Path) -> None:
     config = tmp_path / "config.py"
     config.write_text(toys.config(tmp_path / "run", **keep).pretty_text)
     environment = {**os.environ, "PYTHONPATH": str(Path(toys.__file__).parent), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--master-port",
+        str(free_port()),
+    ]
     command += ["-m", "kd_tasks.cli", "train", str(config), "--launcher", "pytorch"]
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     try:
@@ -139,9 +147,7 @@ def test_precisions_that_cannot_be(tmp_path: Path, precision: str, message: str)
 
 
 @pytest.mark.parametrize("compile_teacher", [False, True])
-def test_compiled_it_trains_as_without(
-    tmp_path: Path, compile_teacher: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_compiled_it_trains_as_without(tmp_path: Path, compile_teacher: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled_by = nn.Module.compile  # the whole of inductor would take half a minute
     monkeypatch.setattr(nn.Module, "compile", lambda self, **how: compiled_by(self, **{"backend": "aot_eager", **how}))
     changes = {**ITERATIONS, "model.teacher.prepare": {"compile": compile_teacher}}

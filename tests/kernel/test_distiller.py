@@ -237,7 +237,7 @@ def test_a_critic_that_is_off_is_not_trained() -> None:
 
 
 def test_gradients_accumulate_over_steps() -> None:
-    once, twice = toys.distiller(student={"type": "ToyNet", "norm": False}), None
+    once = toys.distiller(student={"type": "ToyNet", "norm": False})
     twice = copy.deepcopy(once)
     plain = build_optimisers(once.train(), SGD)
     accumulating = build_optimisers(twice.train(), {**SGD, "accumulative_counts": 2})

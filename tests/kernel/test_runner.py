@@ -302,7 +302,7 @@ def test_resuming_prefers_the_runs_own_checkpoint_to_load_from(tmp_path: Path) -
 
 def test_load_from_starts_with_the_weights_of_the_file(tmp_path: Path) -> None:
     start = toys.trained(tmp_path / "start", **{"randomness.seed": 9})
-    runner = runner_of(tmp_path / "run", **{"load_from": str(start)})
+    runner = runner_of(tmp_path / "run", load_from=str(start))
     runner.load_or_resume()
     for key, value in weights(start / "student.pth").items():
         assert torch.equal(runner.model.network.state_dict()[key], value)
@@ -324,9 +324,7 @@ def test_a_training_by_iterations_goes_on_where_it_stood(tmp_path: Path, interva
 # --- The terminal ----------------------------------------------------------------------------------------------------
 
 
-def test_the_log_is_in_the_file_and_not_on_the_terminal(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_the_log_is_in_the_file_and_not_on_the_terminal(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     folder = toys.trained(tmp_path / "run", **{"default_hooks.logger": {"interval": 1}})
     shown = "".join(capfd.readouterr())
     (log,) = folder.rglob("*.log")

@@ -178,7 +178,7 @@ def test_nothing_is_recorded_outside_of_run() -> None:
     taps = Taps(network, ["stage1"], IMAGES)
     network(IMAGES)
     assert taps._recording is None
-    outputs, tapped = taps.run(2 * IMAGES)
+    _, tapped = taps.run(2 * IMAGES)
     assert torch.equal(tapped["stage1"], network.stage1(2 * IMAGES))
 
 

@@ -1,5 +1,7 @@
 """The task model: batches, the preprocessor, modes, losses."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -36,9 +38,9 @@ def test_samples_of_one_shape_are_stacked_and_others_stay_a_list() -> None:
 def test_images_are_normalised() -> None:
     batch = collate_samples([sample(4, 6), sample(4, 6)])
     preprocessor = ImagePreprocessor(mean=(10, 20, 30), std=(2, 4, 8))
-    expected = (batch["inputs"].float() - torch.tensor([10.0, 20, 30]).view(3, 1, 1)) / torch.tensor(
-        [2.0, 4, 8]
-    ).view(3, 1, 1)
+    expected = (batch["inputs"].float() - torch.tensor([10.0, 20, 30]).view(3, 1, 1)) / torch.tensor([2.0, 4, 8]).view(
+        3, 1, 1
+    )
     torch.testing.assert_close(preprocessor(batch)["inputs"], expected)
 
 
@@ -105,7 +107,7 @@ class ToySelfInitialising(toys.ToyNet):
             nn.init.zeros_(parameter)
 
 
-def test_mmengines_initialisation_does_not_overwrite_loaded_weights(tmp_path) -> None:  # noqa: ANN001
+def test_mmengines_initialisation_does_not_overwrite_loaded_weights(tmp_path: Path) -> None:
     trained = toys.ToyNet()
     save_student(trained, tmp_path / "student.pth", {})
     model = TaskModel({"type": "ToySelfInitialising"}, checkpoint=str(tmp_path / "student.pth"))

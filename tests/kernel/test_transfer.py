@@ -53,7 +53,10 @@ def test_on_is_the_tap_of_both_sides() -> None:
         ({"on": "a", "loss": {"type": "Hints"}}, "loss: 'Hints' is not a known loss. Did you mean 'Hint'"),
         ({"on": "a", "loss": {"type": "Conv1x1"}}, "loss: 'Conv1x1' is not a known loss"),
         ({"on": "a", "loss": {"type": "SoftTargets", "temp": 2}}, "loss: SoftTargets: .*'temp'.*'temperature'"),
-        ({"on": "a", "loss": {"type": "SoftTargets", "temperature": 0}}, "loss: SoftTargets: temperature must be above"),
+        (
+            {"on": "a", "loss": {"type": "SoftTargets", "temperature": 0}},
+            "loss: SoftTargets: temperature must be above",
+        ),
         ({"on": "a", "connector": "conv"}, "connector: 'conv' is not a connector"),
     ],
 )

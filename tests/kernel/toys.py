@@ -203,7 +203,9 @@ def batch(samples: int = 4, size: int = SIZE, seed: int = 0) -> dict[str, Any]:
     return {
         "inputs": torch.randint(0, 256, (samples, 3, size, size), generator=generator, dtype=torch.uint8),
         "targets": {"label": torch.arange(samples) % CLASSES},
-        "meta": [{"path": f"{n}.png", "original_size": (size, size), "input_size": (size, size)} for n in range(samples)],
+        "meta": [
+            {"path": f"{n}.png", "original_size": (size, size), "input_size": (size, size)} for n in range(samples)
+        ],
     }
 
 
