@@ -26,6 +26,7 @@ from kd_tasks.evaluation.cost import multiply_adds
 from kd_tasks.evaluation.deployed import export_checkpoint
 from kd_tasks.evaluation.measure import measure_artefact
 from kd_tasks.report.card import write_card
+from kd_tasks.vision.twins import write_twin
 
 DATA, RECORD = "data", "stage.json"
 ARTEFACTS = ("student.onnx", "student.int8.onnx", "student.pt2")
@@ -162,7 +163,7 @@ class _Demo:
         if data.is_dir():
             return False
         shutil.rmtree(partial, ignore_errors=True)
-        plugins.twin(self.plan.twin)(partial, seed=0)
+        write_twin(self.plan.twin, partial)
         partial.rename(data)
         return True
 

@@ -36,8 +36,8 @@ class Plugin:
         summary: one line for `kd-tasks list`.
         modules: modules whose import registers networks, criteria, decoders, data sets, metrics.
         configs: folder of the plugin's own configs; None where they lie in the shipped `configs/<name>`.
-        twins: `module:function` by twin name; a function `write(root: Path, seed: int = 0, **sizes)` that writes a
-            small synthetic data set in a benchmark's on-disk format.
+        twins: `module:function` by twin name; a function `write(root: Path, seed: int = 0)` that writes a
+            small synthetic data set in a benchmark's on-disk format; it may take `progress(done, total)`.
         drawing: `module:class` of the task's drawing, see `kd_tasks.vision.drawing.Drawing`.
         demo: what `kd-tasks demo` runs.
         datasets: names of the data-set cards that belong to the task.

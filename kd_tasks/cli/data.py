@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from kd_tasks.cli.shell import Command, console, counting
+from kd_tasks.cli.shell import Command, console
 
 FAULTS_FOUND = 1
 
@@ -20,6 +20,7 @@ def check(
     ] = None,
 ) -> None:
     """Hold a data set on disk against its card: layout, splits, counts, files, labels."""
+    from kd_tasks.engine.progress import counting
     from kd_tasks.vision.cards import check_dataset, read_card
 
     read_card(name)
@@ -38,7 +39,7 @@ def synth(
     seed: Annotated[int, typer.Option(help="Another seed gives other pictures.")] = 0,
 ) -> None:
     """Write a small synthetic data set in a benchmark's on-disk format."""
-    from kd_tasks.plugins import twin
+    from kd_tasks.vision.twins import write_twin
 
-    twin(name)(root, seed=seed)
+    write_twin(name, root, seed)
     console().print(f"The synthetic twin of {name} is in {root}.", highlight=False)

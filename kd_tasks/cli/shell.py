@@ -1,8 +1,7 @@
 """What all commands share: errors as one message, interruption, options in mmengine's style, output."""
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -106,22 +105,6 @@ def configured(name: str, options: Sequence[str] | None = None, **instead: Any) 
 def console() -> Console:
     """Where results are printed; 100 columns wide where the output is not a terminal."""
     return Console() if sys.stdout.isatty() else Console(width=100, soft_wrap=False)
-
-
-@contextmanager
-def counting() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar for each thing that is counted; takes its name, how many are done, and of how many."""
-    from kd_tasks.engine.progress import progress_bar
-
-    with progress_bar() as bar:
-        tasks: dict[str, Any] = {}
-
-        def report(name: str, done: int, total: int) -> None:
-            if name not in tasks:
-                tasks[name] = bar.add_task(name, note="")
-            bar.update(tasks[name], completed=done, total=total)
-
-        yield report
 
 
 def _complain(kind: str, message: str) -> None:

@@ -1,8 +1,8 @@
 """Progress with an estimate of the time left, for everything that takes longer than a moment."""
 
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -45,3 +45,17 @@ def announced(description: str) -> Iterator[None]:
     """A spinner while something runs whose length is unknown."""
     with console.status(description):
         yield
+
+
+@contextmanager
+def counting() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for each thing that is counted; takes its name, how many are done, and of how many."""
+    with progress_bar() as bar:
+        tasks: dict[str, Any] = {}
+
+        def report(name: str, done: int, total: int) -> None:
+            if name not in tasks:
+                tasks[name] = bar.add_task(name, note="")
+            bar.update(tasks[name], completed=done, total=total)
+
+        yield report

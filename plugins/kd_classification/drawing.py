@@ -36,15 +36,15 @@ class ClassificationDrawing:
 
         Args:
             image: (H, W, 3), uint8 RGB.
-            targets: with `label`.
+            targets: with `label`; empty if the image has none.
             prediction: of the decoder: `label` (k,) and `scores` (k,).
         """
-        truth = int(targets["label"])
-        panels = [("label", captioned(image, self._name(truth), INK))]
+        truth = int(targets["label"]) if "label" in targets else None
+        panels = [("image", image) if truth is None else ("label", captioned(image, self._name(truth), INK))]
         if prediction is None:
             return panels
         best, score = int(prediction["label"][0]), float(prediction["scores"][0])
-        colour = RIGHT if best == truth else WRONG
+        colour = INK if truth is None else RIGHT if best == truth else WRONG
         return [*panels, ("prediction", captioned(image, f"{self._name(best)} {score:.0%}", colour))]
 
     def _name(self, label: int) -> str:

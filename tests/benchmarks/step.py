@@ -32,10 +32,10 @@ Step = Callable[[], object]
 def run() -> list[Row]:
     """Soft targets and a hint between ResNets; pixel-wise distillation between PSPNets."""
     return [
-        in_turns(f"{task}, {teacher}", ours(prepare), by_hand(), limit)
-        for task, ours, by_hand in (
-            ("ResNet-34 to 18", distilled_resnet, resnet_by_hand),
-            ("PSPNet-R50 to R18", distilled_pspnet, pspnet_by_hand),
+        in_turns(f"{task}, {teacher}", ours(prepare), by_hand(), limit, rounds)
+        for task, ours, by_hand, rounds in (
+            ("ResNet-34 to 18", distilled_resnet, resnet_by_hand, 25),
+            ("PSPNet-R50 to R18", distilled_pspnet, pspnet_by_hand, 5),
         )
         for teacher, (prepare, limit) in TEACHERS.items()
     ]

@@ -51,7 +51,7 @@ def test_a_task_model_builds_its_parts_itself() -> None:
         ({"type": "ToyNett"}, "model.student: 'ToyNett' is not a known network. Did you mean 'ToyNet'?"),
         ({"type": "SoftTargets"}, "model.student: 'SoftTargets' is not a known network."),
         ({"width": 3}, "model.student: a network needs a 'type'."),
-        ({"type": "ToyNet", "widht": 3}, "Did you mean 'width'? It takes: width, dropout, norm."),
+        ({"type": "ToyNet", "widht": 3}, "Did you mean 'width'? It takes: width, dropout"),
         ({"type": "ToyNet", "dropout": 3}, "model.student: dropout probability has to be between 0 and 1"),
         ({"type": "ToyNet", "width": "four"}, "model.student: "),
         ({"type": "no_such_package.Net"}, "model.student: 'no_such_package.Net' cannot be imported"),

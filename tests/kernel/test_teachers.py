@@ -168,11 +168,12 @@ def test_the_students_normalisation_by_default() -> None:
     torch.testing.assert_close(taught(model, images), expected)
 
 
-def test_own_size() -> None:
-    model = distiller(size=(24, 20))
+@pytest.mark.parametrize("size", [(24, 20), (8, 12)])
+def test_own_size(size: tuple[int, int]) -> None:
+    model = distiller(size=size)
     images = toys.batch()["inputs"]
     inputs = normalised(images, MEAN, STD)
-    resized = F.interpolate(inputs, size=(24, 20), mode="bilinear", align_corners=False, antialias=True)
+    resized = F.interpolate(inputs, size=size, mode="bilinear", align_corners=False, antialias=True)
     torch.testing.assert_close(taught(model, images), model.teachers["teacher"].network(resized)["logits"])
 
 

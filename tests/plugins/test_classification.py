@@ -343,3 +343,4 @@ def test_the_caption_shows_by_its_colour_whether_the_prediction_is_right(
     assert colour in {tuple(pixel) for pixel in panels["prediction"].reshape(-1, 3).tolist()}
     assert colour in {c for _, c in drawing.legend()}
     assert set(dict(drawing.panels(image, {"label": torch.tensor(1)}, None))) == {"label"}
+    assert set(dict(drawing.panels(image, {}, prediction))) == {"image", "prediction"}
