@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.registry import DATASETS
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from kd_tasks import plugins
@@ -32,7 +34,7 @@ def with_defaults(cfg: Config) -> Config:
     if full.get("train_cfg") is not None:
         full.setdefault("log_processor", {"window_size": 1, "by_epoch": full.train_cfg.get("by_epoch", True)})
     if is_distillation(full) and "input_size" not in full.model:
-        size = training_size(full)
+        size = training_size(full) or first_sample_size(full)
         if size is not None:
             full.model.input_size = size
     return full
@@ -58,6 +60,15 @@ def is_distillation(cfg: Mapping[str, Any]) -> bool:
 def training_size(cfg: Mapping[str, Any]) -> tuple[int, int] | None:
     """(H, W) of the training pictures as the last transform with a size leaves them; None if none says so."""
     return transformed_size((cfg.get("train_dataloader") or {}).get("dataset", {}).get("transforms", ()))
+
+
+def first_sample_size(cfg: Mapping[str, Any]) -> tuple[int, int] | None:
+    """(H, W) of the first training picture after its transforms; None if it cannot be read."""
+    try:
+        inputs = DATASETS.build(copy.deepcopy((cfg.get("train_dataloader") or {})["dataset"]))[0]["inputs"]
+    except (UserError, KeyError, IndexError):
+        return None
+    return (int(inputs.shape[-2]), int(inputs.shape[-1])) if isinstance(inputs, Tensor) else None
 
 
 def deployed_size(cfg: Mapping[str, Any]) -> tuple[int, int] | None:

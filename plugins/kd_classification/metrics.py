@@ -4,15 +4,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from mmengine.evaluator import BaseMetric
 from torch import Tensor
 
 from kd_tasks.errors import UserError
+from kd_tasks.evaluation.metric import Metric
 from kd_tasks.registry import METRICS
 
 
 @METRICS.register_module()
-class Accuracy(BaseMetric):
+class Accuracy(Metric):
     """Share of images whose class is among the `k` most probable ones, in percent: `top1`, `top5`.
 
     With fewer than `k` classes it is among all of them, so the number is 100. After an evaluation `per_class` holds

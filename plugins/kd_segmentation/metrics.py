@@ -15,12 +15,12 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
-from mmengine.evaluator import BaseMetric
 from mmengine.logging import print_log
 from mmengine.registry import METRICS
 
 from kd_segmentation.classes import CITYSCAPES_IDS
 from kd_tasks.errors import UserError, nearest
+from kd_tasks.evaluation.metric import Metric
 from kd_tasks.paths import data_root as found_root
 from kd_tasks.vision.images import read_labels
 
@@ -107,7 +107,7 @@ def mean_of_known(values: Iterable[float]) -> float:
 
 
 @METRICS.register_module()
-class SegmentationMetric(BaseMetric):
+class SegmentationMetric(Metric):
     """mIoU, mAcc, aAcc, mDice, mFscore, mPrecision and mRecall in percent, at the labels' own size.
 
     The numbers are mmsegmentation's (fixtures `metrics/miou`): sums over all images first, then ratios of each class,
@@ -382,7 +382,7 @@ def _iou(right: float, missed: float, wrong: float) -> float:
 
 
 @METRICS.register_module()
-class CityscapesMetric(BaseMetric):
+class CityscapesMetric(Metric):
     """The official pixel-level evaluation of Cityscapes, in percent: classes, categories, and both by instances.
 
     Reads the label and instance files of each image below `data_root` and holds the predictions, mapped from train ids

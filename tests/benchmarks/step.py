@@ -21,8 +21,8 @@ from tests.benchmarks import Row, in_turns
 CLASSES = 19
 TEMPERATURE = 4.0
 WEIGHT = 10.0
-TEACHERS: dict[str, tuple[dict[str, Any], float | None]] = {
-    "teacher as it is": ({}, 1.02),
+TEACHERS: dict[str, tuple[dict[str, Any] | None, float | None]] = {
+    "teacher as it is": (None, 1.02),
     "teacher prepared": ({"fold_batchnorm": True, "channels_last": True}, 0.96),
     "teacher prepared, bfloat16": ({"fold_batchnorm": True, "channels_last": True, "dtype": "bfloat16"}, None),
 }
@@ -41,7 +41,7 @@ def run() -> list[Row]:
     ]
 
 
-def distilled_resnet(prepare: dict[str, Any]) -> Step:
+def distilled_resnet(prepare: dict[str, Any] | None) -> Step:
     """Cross-entropy, soft targets and a hint at `layer3` through a 1x1 convolution."""
     batch = resnet_batch()
     torch.manual_seed(0)
@@ -54,7 +54,7 @@ def distilled_resnet(prepare: dict[str, Any]) -> Step:
     return train_step(student, teacher | {"prepare": prepare}, transfers, CrossEntropy(), batch)
 
 
-def distilled_pspnet(prepare: dict[str, Any]) -> Step:
+def distilled_pspnet(prepare: dict[str, Any] | None) -> Step:
     """The segmentation loss and pixel-wise distillation."""
     batch = pspnet_batch()
     torch.manual_seed(0)
@@ -71,9 +71,15 @@ def train_step(
     criterion: nn.Module,
     batch: dict[str, Any],
 ) -> Step:
-    """One `train_step` of a distiller of these parts."""
-    size = batch["inputs"].shape[-2:]
-    model = Distiller(student, transfers, teacher=teacher, criterion=criterion, input_size=size)
+    """One `train_step` of a distiller of these parts; with a prepared teacher, both networks are channels-last."""
+    model = Distiller(
+        student,
+        transfers,
+        teacher=teacher,
+        criterion=criterion,
+        data_preprocessor=ImagePreprocessor(channels_last=teacher["prepare"] is not None),
+        input_size=batch["inputs"].shape[-2:],
+    )
     wrapper = OptimWrapper(sgd(model.parameters()))
     model.train()
     return lambda: model.train_step(batch, wrapper)
