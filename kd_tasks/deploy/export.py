@@ -3,9 +3,7 @@
 import contextlib
 import copy
 import io
-import logging
 import tempfile
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,8 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from kd_tasks.deploy.artefact import BATCH, FORMATS, About, Manifest, TensorSpec, manifest_path, manifest_text
-from kd_tasks.deploy.runtimes import network_of
+from kd_tasks.deploy.quantise import quantise
+from kd_tasks.deploy.runtimes import largest_differences, network_of, quiet
 from kd_tasks.engine.files import atomic_write, sha256_of
 from kd_tasks.errors import UserError, nearest
 from kd_tasks.task import Outputs, TaskModel
@@ -101,32 +100,9 @@ def _export_int8(
     calibration: Iterable[Tensor],
     progress: Callable[[int], None] | None,
 ) -> Path:
-    from kd_tasks.deploy.quantise import quantise
-
     with tempfile.TemporaryDirectory() as folder:
         whole = export(model, Path(folder) / "float32.onnx", input_size, "onnx", about, inputs)
         return quantise(whole, calibration, path, progress=progress)
-
-
-def largest_differences(
-    network: nn.Module, samples: Sequence[Tensor], references: Sequence[Outputs]
-) -> dict[str, float]:
-    """The largest absolute difference of each output of `network` from `references`, over all samples."""
-    found: dict[str, float] = {}
-    for sample, reference in zip(samples, references, strict=True):
-        with torch.no_grad():
-            outputs = network(sample)
-        for name, expected in reference.items():
-            if outputs[name].shape != expected.shape:
-                raise UserError(
-                    f"export: the output {name!r} of the file has the shape {tuple(outputs[name].shape)}; "
-                    f"the network gives {tuple(expected.shape)}."
-                )
-            difference = (outputs[name].double() - expected.double()).abs()
-            worst = float(difference.max()) if difference.numel() else 0.0
-            # max() of Python drops a not-a-number in second place
-            found[name] = worst if worst != worst else max(found.get(name, 0.0), worst)
-    return found
 
 
 def _check(differences: dict[str, float], references: Sequence[Outputs], path: Path) -> None:
@@ -236,16 +212,3 @@ def _explained(format: str) -> Iterator[None]:
             f"the network cannot be exported as {format}: {type(cause).__name__}: {reason} "
             "What depends on the values of tensors (loops, selections, sizes) belongs in the decoder."
         ) from error
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without the exporters' warnings and log lines; errors are still logged."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

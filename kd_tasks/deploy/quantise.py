@@ -14,8 +14,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor
 
 from kd_tasks.deploy.artefact import TensorSpec, installed_versions, manifest_path, manifest_text, read_artefact
-from kd_tasks.deploy.export import largest_differences, quiet
-from kd_tasks.deploy.runtimes import check_shape, network_of
+from kd_tasks.deploy.runtimes import check_shape, largest_differences, network_of, quiet
 from kd_tasks.engine.files import atomic_write, sha256_of
 from kd_tasks.errors import UserError, nearest
 

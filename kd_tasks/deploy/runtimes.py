@@ -1,5 +1,9 @@
 """Exported files as networks: a tensor in, a dict of named outputs out, like the network they were exported from."""
 
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import onnxruntime
@@ -143,3 +147,37 @@ def build_deployed(artefact: str | Path, threads: int = 0, cuda: bool = False) -
     about = manifest.about
     model = TaskModel(network=network, decoder=about.decoder, data_preprocessor=about.preprocessor)
     return model.eval(), manifest
+
+
+def largest_differences(
+    network: nn.Module, samples: Sequence[Tensor], references: Sequence[Outputs]
+) -> dict[str, float]:
+    """The largest absolute difference of each output of `network` from `references`, over all samples."""
+    found: dict[str, float] = {}
+    for sample, reference in zip(samples, references, strict=True):
+        with torch.no_grad():
+            outputs = network(sample)
+        for name, expected in reference.items():
+            if outputs[name].shape != expected.shape:
+                raise UserError(
+                    f"export: the output {name!r} of the file has the shape {tuple(outputs[name].shape)}; "
+                    f"the network gives {tuple(expected.shape)}."
+                )
+            difference = (outputs[name].double() - expected.double()).abs()
+            worst = float(difference.max()) if difference.numel() else 0.0
+            # max() of Python drops a not-a-number in second place
+            found[name] = worst if worst != worst else max(found.get(name, 0.0), worst)
+    return found
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without the exporters' warnings and log lines; errors are still logged."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
