@@ -5,7 +5,7 @@ _transforms = [
     dict(type='PadIfNeeded', min_height=160, min_width=224, fill=(123, 116, 103), fill_mask=255),
     dict(type='RandomCrop', height=160, width=224),
     dict(type='HorizontalFlip', p=0.5),
-    dict(type='RandomBrightnessContrast', p=0.5),
+    dict(type='ColorJitter', brightness=(0.5, 1.5), contrast=(0.6, 1.4), saturation=(0.5, 1.5), hue=(-0.05, 0.05), p=0.8),
 ]
 _test_transforms = [dict(type='Resize', height=180, width=240)]
 train_dataloader = dict(
