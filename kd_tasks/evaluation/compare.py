@@ -32,6 +32,8 @@ from kd_tasks.evaluation.runs import (
     read_run,
     trained_unlike,
 )
+from kd_tasks.paths import data_root
+from kd_tasks.vision.cards import TWIN_FILE
 
 __all__ = ["Comparison", "compare", "rows_of"]
 
@@ -112,7 +114,9 @@ class _Group:
         loader = self._of_reference("test_dataloader")
         loader = loader or next((about.test_dataloader for about in self.abouts.values()), None)
         dataset = (loader or {}).get("dataset", {})
-        return " ".join(filter(None, (dataset.get("type"), dataset.get("split"))))
+        root = dataset.get("data_root")
+        twin = "(synthetic twin)" if root and (data_root(root) / TWIN_FILE).is_file() else ""
+        return " ".join(filter(None, (dataset.get("type"), dataset.get("split"), twin)))
 
     def of_role(self, role: str) -> list[Run]:
         """The runs that play a part."""

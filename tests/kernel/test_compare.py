@@ -364,3 +364,14 @@ def test_ignored_pixels_count_for_no_likeness():
 
 def test_deviations_have_no_sign():
     assert Spread((1.0, 3.0)).shown("{:+.2f}".format) == "+2.00 ± 1.41"
+
+
+def test_synthetic_data_are_called_so(tmp_path):
+    root = tmp_path / "twin"
+    root.mkdir()
+    (root / "synthetic.yaml").touch()
+    options = {"test_dataloader.dataset.data_root": str(root)}
+    run = write_run(tmp_path / "alone", ALONE, {"top1": 50.0}, options=options)
+    assert compare([run], cost=False, likeness=False).data.endswith("(synthetic twin)")
+    (root / "synthetic.yaml").unlink()
+    assert "twin" not in compare([run], cost=False, likeness=False).data
