@@ -132,7 +132,8 @@ class _Demo:
     def stages(self) -> list[Stage]:
         """The stages in their order."""
         teacher = self.config(self.plan.teacher, self.teacher, None)
-        stages = [Stage(f"Data: the synthetic twin {self.plan.twin!r}", self.write_data, 0.0)] if self.plan.twin else []
+        twin = self.plan.twin
+        stages = [Stage(f"Data: the synthetic twin {twin!r}", partial(self.write_data, twin), 0.0)] if twin else []
         stages.append(self.training("Teacher", teacher, self.teacher))
         for seed in self.seeds:
             alone = self.config(self.plan.alone, self.alone(seed), seed)
@@ -157,13 +158,13 @@ class _Demo:
             options["model.teacher.checkpoint"] = str(teacher)
         return load_config(name, options)
 
-    def write_data(self) -> bool:
+    def write_data(self, twin: str) -> bool:
         """Write the synthetic twin, whole or not at all."""
         data, partial = self.out / DATA, self.out / f"{DATA}.partial"
         if data.is_dir():
             return False
         shutil.rmtree(partial, ignore_errors=True)
-        write_twin(self.plan.twin, partial)
+        write_twin(twin, partial)
         partial.rename(data)
         return True
 

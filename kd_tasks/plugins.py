@@ -24,7 +24,7 @@ class Demo:
     teacher: str
     alone: str
     distilled: str
-    twin: str
+    twin: str | None = None
 
 
 @dataclass(frozen=True)

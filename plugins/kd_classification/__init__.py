@@ -17,7 +17,6 @@ plugin = Plugin(
         teacher="classification/teacher_digits",
         alone="classification/alone_digits",
         distilled="classification/kd_digits",
-        twin="",
     ),
     datasets=("imagefolder", "cifar10", "cifar100", "digits"),
 )
