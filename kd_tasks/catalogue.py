@@ -52,7 +52,8 @@ def _losses() -> Entries:
 
 
 def _loss_summary(cls: type) -> str:
-    paper = " ".join(str(part) for part in (getattr(cls, "paper", ""), getattr(cls, "year", 0)) if part)
+    paper, year = getattr(cls, "paper", ""), str(getattr(cls, "year", 0) or "")
+    paper = paper if year in paper else f"{paper} {year}".strip()
     reads = getattr(cls, "taps", "")
     facts = "; ".join(filter(None, (paper, f"on {reads}" if reads else "")))
     return first_line(inspect.getdoc(cls)) + (f" [{facts}]" if facts else "")

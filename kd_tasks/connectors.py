@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from kd_tasks.errors import UserError, nearest
 from kd_tasks.registry import CONNECTORS
+from kd_tasks.vision.pooling import region_means
 
 
 class Connector(nn.Module):
@@ -32,7 +33,7 @@ def resized(maps: Tensor, size: tuple[int, int] | None) -> Tensor:
     if size is None or tuple(maps.shape[-2:]) == size:
         return maps
     if maps.shape[-2] >= size[0] and maps.shape[-1] >= size[1]:
-        return F.adaptive_avg_pool2d(maps, size)
+        return region_means(maps, *size)
     return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
 
 

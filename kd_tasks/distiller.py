@@ -93,7 +93,8 @@ class Distiller(TaskModel):
     def skips_parameters(self) -> bool:
         """Whether some parameters get no gradient in some iterations."""
         weights = (self.task_weight.start, self.task_weight.end)
-        return self.criterion is None or min(weights) == 0 or any(t.ever_off for t in self._recipe())
+        untaught = self.criterion is None or min(weights) == 0 or super().skips_parameters
+        return untaught or any(t.ever_off for t in self._recipe())
 
     def set_moment(self, iteration: int, iterations_per_epoch: int) -> None:
         """Tell the schedules where the training stands."""
@@ -142,10 +143,11 @@ class Distiller(TaskModel):
             for transfer, strength, student, teacher, context in self._critic_batch
         }
         self._critic_batch = []
-        optim.backward(torch.stack(list(losses.values())).sum())
-        average_gradients(p for critic in self.critics for p in critic.parameters())
-        optim.step()
-        optim.zero_grad()
+        optim.backward(optim.scale_loss(torch.stack(list(losses.values())).sum()))
+        if optim.should_update():
+            average_gradients(p for critic in self.critics for p in critic.parameters())
+            optim.step()
+            optim.zero_grad()
         return {name: value.detach() for name, value in losses.items()}
 
     def _task_losses(self, outputs: dict[str, Tensor], targets: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -182,6 +184,8 @@ class Distiller(TaskModel):
             _, tapped = self._student_taps.run(probe)
         for transfer in recipe:
             transfer.prepare(tapped, tapped if transfer.own_target else taught, {"image": probe})
+        for teacher in self.teachers.values():
+            teacher.compile()
 
     def _connect_teachers(self, recipe: Sequence[Transfer], probe: Tensor) -> None:
         names = [tap for t in recipe if not t.own_target for tap in t.teacher_taps]

@@ -25,7 +25,7 @@ class Preparation:
         fold_batchnorm: fold batch normalisation into the convolution before it, where no tap reads in between.
         channels_last: hold weights and input in the channels-last memory format.
         dtype: `bfloat16` or `float16` to compute in half precision; taps are handed on in float32.
-        compile: run the network through `torch.compile`.
+        compile: run the network through `torch.compile`, once its taps are known; see `FrozenTeacher.compile`.
     """
 
     fold_batchnorm: bool = True
@@ -45,7 +45,7 @@ class Preparation:
 
 
 def prepare_for_inference(network: nn.Module, how: Preparation, taps: Iterable[str], probe: Tensor) -> nn.Module:
-    """A copy of `network` (in eval mode, frozen) prepared as `how` says.
+    """A copy of `network` (in eval mode, frozen) prepared as `how` says, but not yet compiled.
 
     Folding is tried on `probe` and given up if an output differs by more than 1e-4 of the largest output.
     """
@@ -56,8 +56,6 @@ def prepare_for_inference(network: nn.Module, how: Preparation, taps: Iterable[s
         prepared = prepared.to(memory_format=torch.channels_last)
     if how.dtype is not None:
         prepared = prepared.to(DTYPES[how.dtype])
-    if how.compile:
-        prepared.compile()
     return prepared
 
 

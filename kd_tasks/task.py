@@ -20,7 +20,11 @@ Prediction = dict[str, Any]
 
 
 class Criterion(Protocol):
-    """Task losses of a batch: `criterion(outputs, targets) -> dict of scalars`."""
+    """Task losses of a batch: `criterion(outputs, targets) -> dict of scalars`.
+
+    One that leaves out outputs which the network computes says so by an attribute `skips_outputs`, true then: what only
+    they need gets no gradient, which data-parallel training has to know.
+    """
 
     def __call__(self, outputs: Outputs, targets: Mapping[str, Any]) -> dict[str, Tensor]: ...
 
@@ -173,6 +177,11 @@ class TaskModel(BaseModel):
         total = torch.stack([value.float() for value in losses.values()]).sum()
         log = {"loss": total.detach(), **{name: value.detach() for name, value in losses.items()}}
         return total, {**log, "loss": total.detach()}
+
+    @property
+    def skips_parameters(self) -> bool:
+        """Whether some parameters get no gradient in some iterations."""
+        return bool(getattr(self.criterion, "skips_outputs", False))
 
     def init_weights(self) -> None:
         """Nothing: a network has its weights when it is built. mmengine's own pass would overwrite loaded ones."""

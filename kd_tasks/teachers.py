@@ -73,8 +73,8 @@ class FrozenTeacher:
         own_mean, own_std = self._statistics
         if own_mean is None or own_std is None:
             return
-        target_mean = torch.tensor(own_mean, dtype=mean.dtype).view_as(mean)
-        target_std = torch.tensor(own_std, dtype=std.dtype).view_as(std)
+        target_mean = torch.tensor(own_mean, dtype=mean.dtype, device=mean.device).view_as(mean)
+        target_std = torch.tensor(own_std, dtype=std.dtype, device=std.device).view_as(std)
         if torch.equal(target_mean, mean) and torch.equal(target_std, std):
             return
         self._scale = (std / target_std, (mean - target_mean) / target_std)
@@ -89,6 +89,11 @@ class FrozenTeacher:
             use_batch_statistics(self.network)
         self._taps = Taps(self.network, names, view, self.where)
 
+    def compile(self) -> None:
+        """Compile the network if its preparation says so: after all probing, which has another device and size."""
+        if self.preparation is not None and self.preparation.compile:
+            self.network.compile()
+
     def view(self, inputs: Tensor) -> Tensor:
         """The student's input (N, 3, H, W) as this teacher sees it."""
         if self._scale is not None:
@@ -100,10 +105,14 @@ class FrozenTeacher:
 
     @torch.no_grad()
     def run(self, inputs: Tensor) -> dict[str, Tensor]:
-        """The tapped tensors for the student's input, in float32 where the teacher computes in half precision."""
-        _, tapped = self._taps.run(self.view(inputs))
+        """The tapped tensors for the student's input, in float32 where the teacher is prepared in half precision.
+
+        Such a teacher computes in the precision it was given; any other runs under the student's autocast.
+        """
         if self.preparation is None or self.preparation.dtype is None:
-            return tapped
+            return self._taps.run(self.view(inputs))[1]
+        with torch.autocast(inputs.device.type, enabled=False):
+            _, tapped = self._taps.run(self.view(inputs))
         return {name: value.float() for name, value in tapped.items()}
 
     def apply(self, function: Any) -> None:

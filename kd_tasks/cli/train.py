@@ -1,5 +1,6 @@
 """`kd-tasks train`."""
 
+import shlex
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -34,15 +35,21 @@ def train(
 ) -> None:
     """Train or distil what CONFIG describes."""
     cfg = configured(config, cfg_options, work_dir=work_dir, seed=seed)
+    from mmengine.dist import is_main_process
+
+    from kd_tasks.engine.checkpoints import latest_checkpoint
     from kd_tasks.engine.train import train as run
 
     try:
         folder = run(cfg, resume=resume, amp=amp.value if amp else None, launcher=launcher.value)
     except KeyboardInterrupt:
-        options = f" --work-dir {work_dir}" if work_dir else ""
-        options += f" --seed {seed}" if seed is not None else ""
-        options += f" --cfg-options {' '.join(cfg_options)}" if cfg_options else ""
-        raise KeyboardInterrupt(
-            f"go on from the latest checkpoint with: kd-tasks train {config} --resume{options}"
-        ) from None
-    console().print(f"The run is in {folder}; its student.pth is what 'kd-tasks export' takes.", highlight=False)
+        if latest_checkpoint(cfg.work_dir) is None:
+            raise KeyboardInterrupt("no checkpoint was written yet; the same command begins anew") from None
+        options = ["--work-dir", str(work_dir)] if work_dir else []
+        options += ["--seed", str(seed)] if seed is not None else []
+        options += ["--amp", amp.value] if amp else []
+        options += ["--cfg-options", *cfg_options] if cfg_options else []
+        again = shlex.join(["kd-tasks", "train", config, "--resume", *options])
+        raise KeyboardInterrupt(f"go on from the latest checkpoint with: {again}") from None
+    if is_main_process():
+        console().print(f"The run is in {folder}; its student.pth is what 'kd-tasks export' takes.", highlight=False)

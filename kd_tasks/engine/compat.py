@@ -19,7 +19,22 @@ DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
 
 
 @OPTIM_WRAPPERS.register_module()
-class AutocastOptimWrapper(OptimWrapper):
+class DeviceOptimWrapper(OptimWrapper):
+    """mmengine's optimiser wrapper that leaves the norm of clipped gradients on the device, where `grad_norm` is it.
+
+    mmengine's own reads it in every iteration, and the GPU waits.
+    """
+
+    grad_norm: Tensor | None = None
+
+    def _clip_grad(self) -> None:
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if parameters:
+            self.grad_norm = self.clip_func(parameters, **self.clip_grad_kwargs)
+
+
+@OPTIM_WRAPPERS.register_module()
+class AutocastOptimWrapper(DeviceOptimWrapper):
     """An optimiser wrapper whose forward pass runs under autocast on any device; mmengine's own needs a GPU.
 
     Args:
@@ -44,6 +59,24 @@ class AutocastOptimWrapper(OptimWrapper):
         device = self.optimizer.param_groups[0]["params"][0].device.type
         with super().optim_context(model), torch.autocast(device, dtype=self.dtype):
             yield
+
+
+class StudentAndCritic(OptimWrapperDict):
+    """The optimisers of student and critics, both of which count iterations; mmengine's own counts for neither."""
+
+    def initialize_count_status(self, model: nn.Module, cur_iter: int, max_iters: int) -> None:
+        for wrapper in self.values():
+            wrapper.initialize_count_status(model, cur_iter, max_iters)
+
+
+def gradient_norms(optim_wrapper: OptimWrapper) -> dict[str, float]:
+    """The norms before the last clipping, where gradients are clipped, read from the device."""
+    if isinstance(optim_wrapper, OptimWrapperDict):
+        named = {f"{name}.grad_norm": wrapper for name, wrapper in optim_wrapper.items()}
+    else:
+        named = {"grad_norm": optim_wrapper}
+    norms = {name: getattr(wrapper, "grad_norm", None) for name, wrapper in named.items()}
+    return {name: float(norm) for name, norm in norms.items() if norm is not None}
 
 
 def with_amp(optim_wrapper: Mapping[str, Any], precision: str) -> dict[str, Any]:
@@ -71,7 +104,7 @@ def build_optimisers(model: nn.Module, cfg: Mapping[str, Any]) -> OptimWrapper |
     critics = bare.critics if isinstance(bare, Distiller) else []
     own = dict(cfg)
     critic_cfg = own.pop("critic", None)
-    own.setdefault("type", "OptimWrapper")
+    own.setdefault("type", DeviceOptimWrapper.__name__)
     if critics and critic_cfg is None:
         raise UserError("optim_wrapper: an adversarial transfer needs optim_wrapper.critic=dict(optimizer=dict(...)).")
     if critic_cfg is not None and not critics:
@@ -80,8 +113,8 @@ def build_optimisers(model: nn.Module, cfg: Mapping[str, Any]) -> OptimWrapper |
         return build_optim_wrapper(bare, own)
     with without_critics(bare):
         student = build_optim_wrapper(bare, own)
-    critic = build_optim_wrapper(nn.ModuleList(critics), {"type": "OptimWrapper", **critic_cfg})
-    return OptimWrapperDict(student=student, critic=critic)
+    critic = build_optim_wrapper(nn.ModuleList(critics), {"type": DeviceOptimWrapper.__name__, **critic_cfg})
+    return StudentAndCritic(student=student, critic=critic)
 
 
 @MODEL_WRAPPERS.register_module()
@@ -113,22 +146,44 @@ def broadcast(module: nn.Module) -> None:
         dist.broadcast(tensor.data, src=0)
 
 
-def start_process_group(launcher: str) -> None:
-    """Join the processes that torchrun started: NCCL with GPUs, gloo without.
+def synchronise_norms(model: nn.Module) -> None:
+    """Let batch normalisation outside the critics take the statistics of all ranks' batches.
+
+    The modules stay the same objects, with the hooks of taps. Critics keep their own batches' statistics, since a
+    gradient penalty differentiates twice, which synchronised normalisation cannot.
 
     Raises:
-        UserError: if torchrun did not start this process.
+        UserError: without a GPU.
+    """
+    if not torch.cuda.is_available():
+        raise UserError("sync_bn: batch normalisation over several processes needs GPUs. Leave it out on a CPU.")
+    with without_critics(model):
+        norms: list[Any] = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.__class__ = nn.SyncBatchNorm
+        norm.process_group = None
+
+
+def start_process_group(launcher: str) -> bool:
+    """Join the processes that torchrun started: NCCL with GPUs, gloo without. False if there is nothing to join.
+
+    Raises:
+        UserError: if torchrun did not start this process, or started more than there are GPUs.
     """
     if launcher == "none" or dist.is_initialized():
-        return
+        return False
     if launcher != "pytorch":
         raise UserError(f"--launcher: {launcher!r} is none of 'none', 'pytorch'.")
     if not dist.is_torchelastic_launched():
         raise UserError(
             "--launcher pytorch: start it with torchrun, such as 'torchrun --nproc-per-node 2 -m kd_tasks.cli train …'."
         )
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("nccl")
-        return
-    dist.init_process_group("gloo")
+    if not torch.cuda.is_available():
+        dist.init_process_group("gloo")
+        return True
+    rank, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if rank >= count:
+        raise UserError(f"--launcher pytorch: there are {count} GPUs; start torchrun with --nproc-per-node {count}.")
+    torch.cuda.set_device(rank)
+    dist.init_process_group("nccl", device_id=torch.device("cuda", rank))
+    return True

@@ -111,6 +111,25 @@ def training_length(values: Values, report: Report) -> None:
         report.add("train_cfg.by_epoch", f"the loop {cfg['type']!r} is named by 'type' already; leave one of them out.")
 
 
+# What is counted, with the least number that makes sense.
+COUNTS = {
+    "train_cfg.max_epochs": 1,
+    "train_cfg.max_iters": 1,
+    "train_cfg.val_interval": 1,
+    **{f"{loader}.batch_size": 1 for loader in DATA_LOADERS},
+    **{f"{loader}.num_workers": 0 for loader in DATA_LOADERS},
+}
+
+
+def counts(values: Values, report: Report) -> None:
+    """Lengths, intervals and batches are whole numbers."""
+    for path, least in COUNTS.items():
+        value = _at(values, path)
+        if value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= least):
+            continue
+        report.add(path, f"a whole number from {least} on belongs here, not {value!r}.")
+
+
 def decay_without_base(values: Values, report: Report) -> None:
     """Factors of the weight decay need a weight decay to begin with."""
     for path in ("optim_wrapper", f"optim_wrapper.{CRITIC}"):
@@ -210,7 +229,7 @@ def _at(values: Any, path: str) -> Any:
     return values
 
 
-RULES = (missing_companions, training_length, decay_without_base, teachers, taps, critics)
+RULES = (missing_companions, training_length, counts, decay_without_base, teachers, taps, critics)
 
 # --- Files -----------------------------------------------------------------------------------------------------------
 

@@ -308,6 +308,7 @@ TOP_LEVEL = Keys(
         "env_cfg": ENVIRONMENT,
         "compile": Depending(lambda value: COMPILE if isinstance(value, Mapping) else FREE),
         "model_wrapper_cfg": Keys("model_wrapper_cfg", (DistillDataParallel,), given=("module", "device_ids")),
+        "sync_bn": None,
         "custom_imports": Keys("custom_imports", (import_modules_from_strings,)),
         "activation_checkpointing": None,
         "efficient_conv_bn_eval": None,

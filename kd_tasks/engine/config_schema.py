@@ -9,12 +9,13 @@ import ast
 import functools
 import inspect
 import textwrap
+import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from mmengine.registry import Registry
-from torch import nn
+from torch import Tensor, nn
 
 from kd_tasks import plugins
 from kd_tasks.errors import UserError, nearest
@@ -136,6 +137,21 @@ def _of_callable(target: Callable[..., Any]) -> Arguments:
         return Arguments({}, True)
     named = {p.name: p.default is p.empty for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     return Arguments(named, any(p.kind is p.VAR_KEYWORD for p in parameters))
+
+
+@functools.cache
+def numbers_of(target: Callable[..., Any]) -> frozenset[str]:
+    """The arguments of `target`'s own signature that are annotated as numbers and never as text."""
+    try:
+        parameters = inspect.signature(target, eval_str=True).parameters.values()
+    except (ValueError, TypeError, NameError, AttributeError):
+        return frozenset()
+    return frozenset(p.name for p in parameters if _is_number(p.annotation))
+
+
+def _is_number(annotation: Any) -> bool:
+    kinds = set(typing.get_args(annotation) or (annotation,))
+    return bool(kinds & {int, float}) and kinds <= {int, float, bool, Tensor, type(None)}
 
 
 def _parameters(target: Callable[..., Any]) -> list[inspect.Parameter] | None:
@@ -399,6 +415,7 @@ class Part:
         if target is not None:
             given = {key: entry for key, entry in value.items() if key != "type" and key not in beside}
             check_arguments(given, self._arguments(target), target.__name__, path, report, beside)
+            check_numbers(given, target, path, report)
         for key, entry in value.items():
             place = places.get(key) if key in places else any_part(entry)
             if place is not None and key != "type":
@@ -500,6 +517,13 @@ def check_arguments(
     missing = [name for name in needed if repr(name) not in meant]
     if missing:
         report.add(path, f"{taker} needs {' and '.join(map(repr, missing))}.")
+
+
+def check_numbers(values: Mapping[str, Any], target: Callable[..., Any], path: str, report: Report) -> None:
+    """Report texts where `target` takes a number."""
+    for key, value in values.items():
+        if isinstance(value, str) and key in numbers_of(target):
+            report.add(inside(path, key), f"{target.__name__} takes a number here, not {value!r}.")
 
 
 def plugin_names() -> list[str]:

@@ -63,11 +63,17 @@ def write_text(path: str | Path, text: str) -> Path:
 
 def sha256_of(path: str | Path) -> str:
     """The SHA-256 of the file's bytes, in hexadecimal."""
-    digest = hashlib.sha256()
+    found = hashlib.sha256()
     with Path(path).open("rb") as file:
         while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+            found.update(chunk)
+    return found.hexdigest()
+
+
+def digest(part: Any) -> str:
+    """The SHA-256 of a part of a config, in hexadecimal: the same for the same values in any order of the keys."""
+    text = json.dumps(part, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
 def _flush(path: Path) -> None:
@@ -101,7 +107,8 @@ def _is_full(error: Exception) -> bool:
 
 
 def _not_written(path: Path, error: Exception) -> UserError:
-    full = _is_full(error) or shutil.disk_usage(path.parent).free < _NO_ROOM
+    there = next(folder for folder in path.absolute().parents if folder.is_dir())
+    full = _is_full(error) or shutil.disk_usage(there).free < _NO_ROOM
     fault = "the disk is full" if full else str(error)
     before = "the file of that name is as it was before" if path.exists() else "nothing was half-written"
     return UserError(f"{path}: could not be written: {fault}; {before}. Make room or choose another folder.")

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from kd_tasks.distiller import Distiller
 from kd_tasks.engine.checkpoints import read_checkpoint, save_student
+from kd_tasks.engine.classes import refuse_missing_classes
+from kd_tasks.engine.compat import gradient_norms
 from kd_tasks.engine.progress import progress_bar
 from kd_tasks.errors import UserError
 
@@ -53,6 +55,8 @@ class TrainingScalars(RuntimeInfoHook):
 
     def before_train(self, runner: Runner) -> None:
         super().before_train(runner)
+        dataset = runner.train_dataloader.dataset
+        refuse_missing_classes(runner.cfg.get("model") or {}, getattr(dataset, "metainfo", None))
         self._file = Path(runner.work_dir) / SCALARS_FILE
         if is_main_process():
             _keep_until(self._file, runner.iter)
@@ -112,13 +116,14 @@ class TrainingScalars(RuntimeInfoHook):
 
     def _log(self, runner: Runner, means: dict[str, float]) -> None:
         rates = {name: values[0] for name, values in runner.optim_wrapper.get_lr().items()}
-        for name, value in {**means, **rates}.items():
+        norms = {k: v for k, v in gradient_norms(runner.optim_wrapper).items() if math.isfinite(v)}
+        for name, value in {**means, **rates, **norms}.items():
             runner.message_hub.update_scalar(f"train/{name}", value)
         for history in runner.message_hub.log_scalars.values():
             if len(history._log_history) > 2 * HISTORY:
                 history._log_history = history._log_history[-HISTORY:]
                 history._count_history = history._count_history[-HISTORY:]
-        self._write({"iter": runner.iter + 1, "epoch": runner.epoch, **means, **rates})
+        self._write({"iter": runner.iter + 1, "epoch": runner.epoch, **means, **rates, **norms})
 
     def _write(self, row: dict[str, Any]) -> None:
         if not is_main_process() or not hasattr(self, "_file"):
@@ -249,7 +254,8 @@ class TrainingProgress(Hook):
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         if hasattr(self, "_bar") and metrics:
             name, value = next(iter(metrics.items()))
-            self._bar.console.print(f"  epoch {runner.epoch}: {name} {value:.2f}", highlight=False)
+            moment = f"epoch {runner.epoch}" if _by_epoch(runner) else f"iteration {runner.iter}"
+            self._bar.console.print(f"  {moment}: {name} {value:.2f}", highlight=False)
 
     def after_train(self, runner: Runner) -> None:
         self.close()

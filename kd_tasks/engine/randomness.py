@@ -169,7 +169,10 @@ class EpochSampler(Sampler[int]):
 
 
 def capture_random_state() -> RandomState:
-    """The state of every generator of this process: Python, NumPy, torch on CPU and, where it is in use, on CUDA.
+    """The state of every generator of this process: Python, NumPy, torch on CPU and, where it is in use, on its GPU.
+
+    Of several GPUs only the current one counts: each rank draws on one of its own, and in the other processes its
+    generator stands where it was seeded.
 
     Returns:
         numbers, lists and tensors only, so that `torch.load(..., weights_only=True)` reads it back.
@@ -186,21 +189,19 @@ def capture_random_state() -> RandomState:
             "cached": float(cached),
         },
         "torch": torch.get_rng_state(),
-        "cuda": list(torch.cuda.get_rng_state_all()) if torch.cuda.is_initialized() else [],
+        "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else [],
     }
 
 
 def restore_random_state(state: Mapping[str, Any]) -> None:
-    """Put back what `capture_random_state` gave; CUDA states are skipped for devices that are not there."""
+    """Put back what `capture_random_state` gave; the state of a GPU goes to this process's, if there is one."""
     python, legacy = state["python"], state["numpy"]
     random.setstate((python["version"], tuple(python["words"]), python["gauss"]))
     keys = legacy["keys"].cpu().numpy().astype(np.uint32)
     np.random.set_state((legacy["name"], keys, legacy["position"], legacy["has_gauss"], legacy["cached"]))
     torch.set_rng_state(state["torch"].cpu())
-    if not torch.cuda.is_available():
-        return
-    for device, cuda in list(enumerate(state["cuda"]))[: torch.cuda.device_count()]:
-        torch.cuda.set_rng_state(cuda.cpu(), device)
+    if torch.cuda.is_available() and state["cuda"]:
+        torch.cuda.set_rng_state(state["cuda"][0].cpu())
 
 
 @FUNCTIONS.register_module()

@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,7 +21,7 @@ from torch.utils.data import DataLoader
 
 from kd_tasks import __version__
 from kd_tasks.engine import checkpoints
-from kd_tasks.engine.compat import DistillDataParallel, build_optimisers
+from kd_tasks.engine.compat import DistillDataParallel, build_optimisers, synchronise_norms
 from kd_tasks.engine.config import config_text, dump_config
 from kd_tasks.engine.hooks import HISTORY, TrainingProgress
 from kd_tasks.engine.randomness import capture_random_state, restore_random_state
@@ -103,6 +104,12 @@ class DistillRunner(Runner):
         run = next(self._runs)
         self._timestamp += f"_{run}" if run else ""
 
+    def set_randomness(self, seed: int | None, diff_rank_seed: bool = False, deterministic: bool = False) -> None:
+        """mmengine's; deterministic mode refuses matrix products on a GPU unless cuBLAS has a fixed workspace."""
+        if deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        super().set_randomness(seed, diff_rank_seed, deterministic)
+
     def build_model(self, model: nn.Module | dict[str, Any]) -> nn.Module:
         """The task model or distiller; a nested config is built by the kernel's own registries."""
         from kd_tasks.registry import TASK_MODELS
@@ -114,6 +121,8 @@ class DistillRunner(Runner):
         model = model.to(get_device())
         if not self.distributed:
             return model
+        if self.cfg.get("sync_bn"):
+            synchronise_norms(model)
         options = {"broadcast_buffers": False, "find_unused_parameters": getattr(model, "skips_parameters", False)}
         options.update(model_wrapper_cfg or {})
         devices = [torch.cuda.current_device()] if torch.cuda.is_available() else None
@@ -136,7 +145,13 @@ class DistillRunner(Runner):
     def build_dataloader(
         dataloader: DataLoader | dict[str, Any], seed: int | None = None, diff_rank_seed: bool = False
     ) -> DataLoader:
-        """A loader whose workers draw from a generator of its own, so that the global random state stays untouched."""
+        """A loader whose workers draw from a generator of its own, so that the global random state stays untouched.
+
+        With a GPU its batches lie in pinned memory, unless the config says otherwise: the preprocessor's copy to the
+        device then runs beside the computation.
+        """
+        if isinstance(dataloader, Mapping):
+            dataloader = {"pin_memory": torch.cuda.is_available(), **dataloader}
         loader = Runner.build_dataloader(dataloader, seed, diff_rank_seed)
         if loader.generator is None:
             loader.generator = torch.Generator().manual_seed(seed or 0)

@@ -1,9 +1,11 @@
 """A whole training: check the config, train or resume, write the student, test it."""
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import barrier, is_main_process
@@ -14,7 +16,7 @@ from kd_tasks.engine.checkpoints import STUDENT_FILE, latest_checkpoint, save_st
 from kd_tasks.engine.compat import start_process_group, with_amp
 from kd_tasks.engine.config_check import check_config
 from kd_tasks.engine.evaluate import EvaluationResult, evaluate
-from kd_tasks.engine.files import sha256_of, write_json
+from kd_tasks.engine.files import digest, sha256_of, write_json
 from kd_tasks.engine.hooks import trained_network
 from kd_tasks.engine.runner import DistillRunner
 from kd_tasks.errors import UserError
@@ -51,7 +53,8 @@ def train(
     folder = Path(cfg.work_dir)
     if resume and latest_checkpoint(folder) is None and cfg.get("load_from") is None:
         raise UserError(f"--resume: {folder} holds no checkpoint to resume from. Leave --resume out to begin anew.")
-    start_process_group(launcher)
+    _make(folder)
+    joined = start_process_group(launcher)
     full = with_defaults(cfg)
     full.launcher = launcher
     full.resume = resume
@@ -64,7 +67,19 @@ def train(
     runner = DistillRunner.from_cfg(full)
     runner.train()
     _finish(runner, full, folder)
+    if joined:
+        dist.destroy_process_group()
     return folder
+
+
+def _make(folder: Path) -> None:
+    """Make the run folder, or say that nothing can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"work_dir: {folder} cannot be made: {error.strerror}. Choose another folder.") from None
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"work_dir: {folder} cannot be written to. Choose another folder.")
 
 
 def _finish(runner: DistillRunner, cfg: Config, folder: Path) -> None:
@@ -86,7 +101,8 @@ def test(cfg: Config, checkpoint: str, folder: Path | None = None, **options: An
     result = evaluate(model, loader, cfg.test_evaluator, device=get_device(), **options)
     if folder is not None and is_main_process():
         weights = Path(checkpoint) / STUDENT_FILE if Path(checkpoint).is_dir() else Path(checkpoint)
-        write_json(folder / METRICS_FILE, {**_finite(result.to_dict()), "checkpoint_sha256": sha256_of(weights)})
+        of = {"checkpoint_sha256": sha256_of(weights), "dataset_sha256": digest(cfg.test_dataloader["dataset"])}
+        write_json(folder / METRICS_FILE, {**_finite(result.to_dict()), **of})
     return result
 
 

@@ -307,7 +307,7 @@ class Comparison:
     def table(self) -> Table:
         """Numbers down, parts across."""
         table = Table(title=f"{self.task}: {self.data}", title_justify="left")
-        table.add_column("")
+        table.add_column("", no_wrap=True)
         for row in self.rows:
             table.add_column(row.label, justify="right")
         for section in self.sections():

@@ -12,6 +12,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from kd_tasks import paths
 from kd_tasks.deploy.artefact import About, Manifest
 from kd_tasks.deploy.export import export
 from kd_tasks.deploy.latency import Latency, measure_latency
@@ -115,7 +116,7 @@ def about_checkpoint(cfg: Mapping[str, Any], weights: Path, artefact: Path) -> A
         test_dataloader=plain(loader),
         network=plain(without_pretrained(model)["network"]),
         checkpoint={"path": _beside(weights, artefact), "sha256": sha256_of(weights)},
-        checkpoint_metrics=dict(read_metrics(weights.parent, weights).metrics),
+        checkpoint_metrics=dict(read_metrics(weights.parent, weights, (loader or {}).get("dataset")).metrics),
     )
 
 
@@ -241,6 +242,9 @@ def evaluate_artefact(path: str | Path, data_root: str | Path | None = None) -> 
     if about.test_dataloader is None or about.evaluator is None:
         raise UserError(f"{path}: its manifest names no test data. Export it again with a config that has some.")
     loader_cfg = with_data_root(about.test_dataloader, data_root)
+    root = loader_cfg["dataset"].get("data_root")
+    if root is not None and not paths.data_root(root).is_dir():
+        raise UserError(f"{path}: its test data are not in {root}: there is no such folder. Name it with --data-root.")
     loader = build_loader(loader_cfg)
     result = evaluate(model, loader, about.evaluator, description=f"Testing {path.name}")
     original = checkpoint_of(path, manifest)

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from mmengine.device import get_device
 from torch import Tensor
 
-from kd_tasks.deploy.artefact import read_manifest
+from kd_tasks.deploy.artefact import manifest_path, read_manifest
 from kd_tasks.distiller import TEACHER_KEYS
 from kd_tasks.engine.build import build_loader, build_task_model, without_pretrained
 from kd_tasks.engine.evaluate import EvaluationResult, evaluate
@@ -59,7 +60,8 @@ def measure_metrics(run: Run, reference: Run) -> EvaluationResult:
     if run.cfg.get("test_dataloader") is not None:
         loader["dataset"]["transforms"] = plain(run.cfg["test_dataloader"]["dataset"].get("transforms", []))
     model = build_task_model(run.cfg, str(run.checkpoint))
-    result = evaluate(model, build_loader(loader), cfg["test_evaluator"], description=f"Testing {run.folder.name}")
+    metric, words = cfg["test_evaluator"], f"Testing {run.folder.name}"
+    result = evaluate(model, build_loader(loader), metric, get_device(), words)
     if own:
         write_json(run.folder / METRICS, {**finite(result.to_dict()), "checkpoint_sha256": sha256_of(run.checkpoint)})
     return result
@@ -82,13 +84,15 @@ def measure_cost(run: Run) -> dict[str, float]:
 def measure_artefact(path: Path) -> tuple[dict[str, Any], bool]:
     """The evaluation of an artefact as plain values, and whether it had to be measured.
 
-    It is kept in `<artefact>.metrics.json` for as long as the file stays the same.
+    It is kept in `<artefact>.metrics.json` for as long as the file and its manifest, which names the test data, stay
+    the same.
     """
     kept = Path(f"{path}{EVALUATION_SUFFIX}")
-    known, digest = read_json(kept), read_manifest(path).sha256
-    if known.get("sha256") == digest:
+    read_manifest(path)  # refuses a file that was changed after export
+    known, digest = read_json(kept), sha256_of(manifest_path(path))
+    if known.get("manifest_sha256") == digest:
         return known, False
-    known = {"sha256": digest, **finite(evaluate_artefact(path).to_dict())}
+    known = {"manifest_sha256": digest, **finite(evaluate_artefact(path).to_dict())}
     write_json(kept, known)
     return known, True
 
@@ -138,11 +142,12 @@ def _is_feature(tap: Any) -> bool:
 
 def _likeness(run: Run, pupil: Run, weights: Path, taps: Sequence[tuple[str, str]]) -> dict[str, float]:
     loader = build_loader(run.cfg["test_dataloader"])
-    student = build_task_model(run.cfg, str(run.checkpoint))
+    student = build_task_model(run.cfg, str(run.checkpoint)).to(get_device())
     preprocessor = student.data_preprocessor
     first = next(iter(loader))
     probe = preprocessor(first, False)["inputs"]
     teacher = frozen_teacher(pupil, weights, preprocessor)
+    teacher.apply(lambda tensor: tensor.to(get_device()))
     own = Taps(student.network, [tap for tap, _ in taps], probe, "student")
     other = Taps(teacher.network, [tap for _, tap in taps], teacher.view(probe), "teacher")
     outputs = own.run(probe)[0], other.run(teacher.view(probe))[0]

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import torch
 from mmengine.config import Config
+from mmengine.device import get_device
 from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -23,6 +24,7 @@ from kd_tasks.engine.build import (
     training_size,
     with_defaults,
 )
+from kd_tasks.engine.classes import refuse_missing_classes, spare_classes
 from kd_tasks.engine.config_check import check_config
 from kd_tasks.engine.evaluate import EvaluationResult, evaluate
 from kd_tasks.registry import TASK_MODELS
@@ -156,11 +158,17 @@ def preflight(cfg: Config, batches: int = 4) -> Preflight:
     loaders = {name: build_loader(cfg[f"{name}_dataloader"]) for name in ("train", "val", "test") if _has(cfg, name)}
     for name, loader in loaders.items():
         found.data.append((name, len(cast(Any, loader.dataset)), _batch_in_words(next(iter(loader)))))
+    metainfo = getattr(loaders["train"].dataset, "metainfo", None) if "train" in loaders else None
+    refuse_missing_classes(cfg["model"], metainfo)
     if "test" in loaders and cfg.get("test_evaluator") is not None:
         found.teachers = _measured_teachers(cfg, loaders["test"], batches)
     if "train" in loaders:
         found.pulls = _pulls(cfg, next(iter(build_loader(cfg["train_dataloader"], shuffle=True))))
-    found.warnings = [*_teacher_warnings(cfg, found.teachers), *_pull_warnings(found.pulls)]
+    found.warnings = [
+        *spare_classes(cfg["model"], metainfo),
+        *_teacher_warnings(cfg, found.teachers),
+        *_pull_warnings(found.pulls),
+    ]
     return found
 
 
@@ -215,7 +223,7 @@ def _measured_teachers(cfg: Config, loader: DataLoader, count: int) -> dict[str,
     if models:
         models["student as it starts"] = build_task_model(cfg, cfg.model.get("checkpoint"))
     return {
-        name: evaluate(model, few, cfg["test_evaluator"], description=f"Testing the {name}")
+        name: evaluate(model, few, cfg["test_evaluator"], get_device(), f"Testing the {name}")
         for name, model in models.items()
     }
 
@@ -239,8 +247,8 @@ def _teacher_warnings(cfg: Config, measured: Mapping[str, EvaluationResult]) -> 
 def _pulls(cfg: Config, batch: Mapping[str, Any]) -> list[Pull]:
     torch.manual_seed((cfg.get("randomness") or {}).get("seed") or 0)
     if not is_distillation(cfg):
-        return _pulls_at(TASK_MODELS.build(with_defaults(cfg)["model"], "model"), batch, 0)
-    model = build_distiller(cfg)
+        return _pulls_at(TASK_MODELS.build(with_defaults(cfg)["model"], "model").to(get_device()), batch, 0)
+    model = build_distiller(cfg).to(get_device())
     length = len(build_loader(cfg["train_dataloader"]))
     found: dict[str, Pull] = {}
     for moment in sorted({0, *_beginnings(model, length)}):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kd_tasks.engine.config import read_config
-from kd_tasks.engine.files import sha256_of
+from kd_tasks.engine.files import digest, sha256_of
 from kd_tasks.errors import UserError
 from kd_tasks.evaluation.comparison import ALONE, DISTILLED, TEACHER
 
@@ -195,11 +195,16 @@ class KnownMetrics:
     per_class: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
-def read_metrics(folder: Path, weights: Path) -> KnownMetrics:
+def read_metrics(folder: Path, weights: Path, dataset: Mapping[str, Any] | None = None) -> KnownMetrics:
     """The numbers in the folder's `metrics.json`, if they are those of the file `weights`.
 
     They are if the recorded SHA-256 is the file's or, where none is recorded, if the file is not newer. Numbers that
     are null, such as the metric of a class without pixels, come as not-a-number.
+
+    Args:
+        folder: of the run.
+        weights: the checkpoint.
+        dataset: config of the test data, if the numbers must be of these data after these transforms.
     """
     file = folder / METRICS
     if not file.is_file() or not weights.is_file():
@@ -208,6 +213,7 @@ def read_metrics(folder: Path, weights: Path) -> KnownMetrics:
         known = json.loads(file.read_text(encoding="utf-8"))
         recorded = known.get("checkpoint_sha256")
         fresh = sha256_of(weights) == recorded if recorded else weights.stat().st_mtime <= file.stat().st_mtime
+        fresh = fresh and (dataset is None or known.get("dataset_sha256") in (None, digest(dataset)))
         per_class = {name: numbers(row) for name, row in known.get("per_class", {}).items()}
         return KnownMetrics(numbers(known["metrics"]), per_class) if fresh else KnownMetrics()
     except (json.JSONDecodeError, KeyError, AttributeError, TypeError):

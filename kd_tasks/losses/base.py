@@ -1,5 +1,6 @@
 """What all losses share: the call, the precision, the detached teacher, the checks of shapes."""
 
+import functools
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
@@ -26,6 +27,7 @@ class Loss(nn.Module, ABC):
     detach_teacher: ClassVar[bool] = True
 
     @classmethod
+    @functools.cache
     def context_names(cls) -> dict[str, bool]:
         """Names of the context that `compute` reads, each with whether it must be given."""
         parameters = list(inspect.signature(cls.compute).parameters.values())[3:]

@@ -5,6 +5,7 @@ The file stands alone: styles inline, charts as SVG, pictures as data URIs, no s
 
 import html
 import platform
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from importlib.metadata import PackageNotFoundError, version
@@ -292,11 +293,11 @@ def _config(row: Row) -> str:
 def _commands(comparison: Comparison) -> list[str]:
     members = {role: [m for row in comparison.rows if row.role == role for m in row.members] for role in charts.COLOURS}
     trained = [m for role in (TEACHER, ALONE, DISTILLED) for m in members[role]]
-    commands = [f"kd-tasks train {member.path / 'config.py'} --work-dir {member.path}" for member in trained]
-    for member in members[EXPORTED]:
-        commands.append(f"kd-tasks evaluate {member.path}")
-    everything = " ".join(str(member.path) for member in [*trained, *members[EXPORTED]])
-    return [*commands, f"kd-tasks compare {everything} --out report"]
+    commands = [["train", member.path / "config.py", "--work-dir", member.path] for member in trained]
+    commands += [["evaluate", member.path] for member in members[EXPORTED]]
+    everything = [member.path for member in [*trained, *members[EXPORTED]]]
+    commands.append(["compare", *everything, "--out", "report"])
+    return [shlex.join(["kd-tasks", *map(str, command)]) for command in commands]
 
 
 def environment_of() -> list[tuple[str, str]]:

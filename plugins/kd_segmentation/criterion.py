@@ -43,6 +43,7 @@ class SegmentationLoss(nn.Module):
         self.align_corners = align_corners
         weight = None if class_weight is None else torch.tensor(class_weight, dtype=torch.float32)
         self.register_buffer("class_weight", weight, persistent=False)
+        self.skips_outputs = aux_weight == 0
 
     def forward(self, outputs: Mapping[str, Tensor], targets: Mapping[str, Any]) -> dict[str, Tensor]:
         """Weighted terms `ce` and, if there is an `aux` output, `aux_ce`.
@@ -70,8 +71,8 @@ class SegmentationLoss(nn.Module):
             maps = F.interpolate(maps, size=mask.shape[-2:], mode="bilinear", align_corners=self.align_corners)
             labels = mask.long()
             weight = None if self.class_weight is None else self.class_weight.to(maps.dtype)
-            total = F.cross_entropy(maps, labels, weight, ignore_index=self.ignore_index, reduction="sum")
-            return total / self._weight_of(labels, weight).to(maps.dtype)
+            terms = F.cross_entropy(maps, labels, weight, ignore_index=self.ignore_index, reduction="none")
+            return terms.sum() / self._weight_of(labels, weight).to(maps.dtype)
 
     def _weight_of(self, labels: Tensor, weight: Tensor | None) -> Tensor:
         """What the sum is divided by; 1 where nothing counts."""

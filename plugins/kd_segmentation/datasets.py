@@ -99,9 +99,9 @@ class SegmentationDataset(VisionDataset):
         """What to say about values that belong to no class."""
         values = np.unique(stored[faulty])
         row, column = np.argwhere(faulty)[0]
-        more = f" and {len(values) - 1} other values" if len(values) > 1 else ""
+        more = f" and {len(values) - 1} other values are" if len(values) > 1 else " is"
         return (
-            f"{path}: label value {stored[row, column]} (row {row}, column {column}){more} is not one of "
+            f"{path}: label value {stored[row, column]} (row {row}, column {column}){more} not one of "
             f"{type(self).__name__}'s: {_ranges(np.flatnonzero(self.table != _INVALID).tolist())}."
         )
 

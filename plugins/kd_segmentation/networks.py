@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from kd_tasks.errors import UserError
 from kd_tasks.registry import NETWORKS
 from kd_tasks.vision.backbones import BasicBlock, build_backbone, kaiming_init, out_of_place, scaled
+from kd_tasks.vision.pooling import region_means
 
 PSP_CHANNELS = {"resnet50": 512, "resnet101": 512}
 PSP_CHANNELS_OTHERS = 128
@@ -50,7 +51,7 @@ class PyramidPooling(nn.Module):
         """(N, inputs, h, w) to (N, channels, h, w)."""
         size = maps.shape[-2:]
         levels = [
-            F.interpolate(projection(region_means(maps, n)), size=size, mode="bilinear", align_corners=True)
+            F.interpolate(projection(region_means(maps, n, n)), size=size, mode="bilinear", align_corners=True)
             for n, projection in zip(self.bins, self.projections, strict=True)
         ]
         return self.dropout(self.fuse(torch.cat([maps, *levels], dim=1)))
@@ -275,26 +276,6 @@ class SmallSegNet(nn.Module):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Images (N, 3, H, W) to `logits` (N, classes, H / 4, W / 4), rounded up."""
         return {"logits": self.head(self.decoder(self.encoder(images)[1:]))}
-
-
-def region_means(maps: Tensor, bins: int) -> Tensor:
-    """Means over `bins x bins` regions of maps (N, C, h, w), as adaptive average pooling has them: (N, C, bins, bins).
-
-    While a network is exported, the means are two matrix products, which ONNX can say in two nodes at any size.
-    """
-    if not torch.compiler.is_exporting():
-        return F.adaptive_avg_pool2d(maps, bins)
-    rows, columns = (averaging_matrix(length, bins).to(maps) for length in maps.shape[-2:])
-    return rows @ maps @ columns.T
-
-
-def averaging_matrix(length: int, bins: int) -> Tensor:
-    """Matrix (bins, length) whose rows average the overlapping regions of adaptive average pooling."""
-    matrix = torch.zeros(bins, length)
-    for row in range(bins):
-        start, end = row * length // bins, -(-(row + 1) * length // bins)
-        matrix[row, start:end] = 1 / (end - start)
-    return matrix
 
 
 def cut(maps: Tensor, like: Tensor) -> Tensor:

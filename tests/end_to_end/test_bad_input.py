@@ -140,6 +140,7 @@ def test_without_a_fault_it_trains(place: Workplace) -> None:
         ("weight=0.5", "wieght=0.5", ["model.transfers.pair.wieght", "'weight'"]),
         ("train_cfg =", "trian_cfg =", ["trian_cfg", "'train_cfg'"]),
         ("max_epochs=2", "max_epoch=2", ["train_cfg.max_epoch", "'max_epochs'"]),
+        ("num_classes=3", "num_classes=2", ["model.student.num_classes", "2 classes", "have 3"]),
         ("connector='conv1x1'", "connector='conv1'", ["model.transfers.pair.connector", "'conv1x1'"]),
         ("on='logits'", "on='logit'", ["model.student", "'logit'", "'logits'"]),
         ("/data'", "/date'", ["date", "data_root"]),
@@ -223,6 +224,11 @@ def test_a_missing_mask(place: Workplace) -> None:
 
 
 # --- Checkpoints -----------------------------------------------------------------------------------------------------
+
+
+def test_a_run_folder_that_cannot_be_made(place: Workplace) -> None:
+    (place.root / "file").touch()
+    assert "work_dir: " in place.complaint("--work-dir", place.root / "file" / "run")
 
 
 def test_resuming_without_a_checkpoint(place: Workplace) -> None:

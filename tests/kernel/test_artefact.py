@@ -281,6 +281,12 @@ def test_a_folder_that_is_a_file_is_a_clear_message(tmp_path: Path) -> None:
         write_json(tmp_path / "file" / "a.json", {})
 
 
+def test_a_folder_below_a_file_is_a_clear_message(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="could not be written"):
+        write_json(tmp_path / "file" / "folder" / "a.json", {})
+
+
 def test_faults_of_other_files_are_not_taken_for_ours(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), atomic_write(tmp_path / "a.txt"):
         (tmp_path / "missing.png").read_bytes()

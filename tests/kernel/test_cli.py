@@ -1,6 +1,8 @@
 """The command line: what it answers, how it fails, what it hands to the library."""
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 
@@ -99,6 +101,10 @@ def test_losses_are_listed_with_their_papers():
     assert len(line.split()) > 3
 
 
+def test_the_year_of_a_paper_is_said_once():
+    assert not re.search(r"\b((?:19|20)\d\d) \1\b", " ".join(run("list", "losses").output.split()))
+
+
 def test_everything_is_listed_without_a_kind():
     output = run("list").output
     assert all(kind in output for kind in ("plugins (", "losses (", "methods (", "configs (", "datasets ("))
@@ -170,17 +176,22 @@ def test_a_fault_of_the_program_keeps_its_traceback(engine, monkeypatch):
     assert isinstance(run("train", DIGITS).exception, ZeroDivisionError)
 
 
-def test_an_interrupted_training_says_how_to_go_on(monkeypatch):
+def test_an_interrupted_training_says_how_to_go_on(monkeypatch, tmp_path):
     from kd_tasks.engine import train as module
 
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(module, "train", interrupted)
-    result = run("train", DIGITS, "--seed", "3", "--cfg-options", "train_cfg.max_epochs=2")
+    folder = tmp_path / "with space"
+    options = ["--work-dir", str(folder), "--seed", "3", "--amp", "bf16", "--cfg-options", "train_cfg.max_epochs=2"]
+    result = run("train", DIGITS, *options)
     assert result.exit_code == 130
-    command = f"kd-tasks train {DIGITS} --resume --seed 3 --cfg-options train_cfg.max_epochs=2"
-    assert " ".join(result.stderr.split()).endswith(command)
+    assert "no checkpoint" in result.stderr
+    folder.mkdir()
+    (folder / "epoch_1.pth").touch()
+    command = shlex.join(["kd-tasks", "train", DIGITS, "--resume", *options])
+    assert run("train", DIGITS, *options).stderr.strip().endswith(command)
 
 
 # --- Options ---

@@ -12,9 +12,11 @@ from rich.console import Console
 from run_folders import measured, write_run
 from sklearn.datasets import load_digits
 
+from kd_tasks.deploy.artefact import manifest_path, read_manifest
 from kd_tasks.engine.build import build_loader, build_task_model
 from kd_tasks.engine.config import load_config, read_config
 from kd_tasks.engine.files import sha256_of
+from kd_tasks.engine.train import test as measure_run
 from kd_tasks.errors import UserError
 from kd_tasks.evaluation.compare import compare, rows_of
 from kd_tasks.evaluation.comparison import (
@@ -340,6 +342,28 @@ def test_an_exported_file_has_the_checkpoints_metrics(tmp_path):
     found = compare([run, artefact], likeness=False)
     assert [row.label for row in found.rows] == ["alone", "student.onnx"]
     assert found.row(EXPORTED).members[0].seed == 0
+
+
+def test_a_file_for_other_test_data_is_measured_anew_and_not_beside_the_checkpoint(tmp_path):
+    run = write_run(tmp_path / "alone", ALONE)
+    measure_run(load_config(run / "config.py"), str(run / "student.pth"), run)
+    measured = []
+    for split in ("test", "val"):
+        cfg = load_config(run / "config.py", {"test_dataloader.dataset.split": split})
+        (artefact,) = export_checkpoint(cfg, run)
+        measured.append(measure_artefact(artefact)[1])
+        assert bool(read_manifest(artefact).about.checkpoint_metrics) == (split == "test")
+    assert measured == [True, True]
+
+
+def test_test_data_that_are_elsewhere_are_asked_for(tmp_path):
+    run = write_run(tmp_path / "alone", ALONE)
+    (artefact,) = export_checkpoint(load_config(run / "config.py"), run)
+    manifest = json.loads(manifest_path(artefact).read_text())
+    manifest["about"]["test_dataloader"]["dataset"] = {"type": "ImageFolder", "data_root": "gone", "split": "test"}
+    manifest_path(artefact).write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"gone.*--data-root"):
+        evaluate_artefact(artefact)
 
 
 def test_a_changed_artefact_is_refused(tmp_path):

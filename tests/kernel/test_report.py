@@ -129,6 +129,11 @@ def test_a_comparison_of_little_still_has_a_card():
     assert "alone 70.00" in page.text
 
 
+def test_commands_can_be_pasted_whatever_the_folder_is_called():
+    found = Comparison("segmentation", "CamVid test", rows_of([measured(ALONE, 70, path="my runs/a")]))
+    assert "kd-tasks train 'my runs/a/config.py' --work-dir 'my runs/a'" in Page(card(found)).text
+
+
 def test_hundreds_of_classes_are_no_chart():
     classes = {f"class {i}": {"IoU": 1.0} for i in range(150)}
     found = Comparison("segmentation", "ADE20K val", rows_of([measured(ALONE, 70, per_class=classes)]))

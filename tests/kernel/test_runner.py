@@ -324,6 +324,14 @@ def test_a_training_by_iterations_goes_on_where_it_stood(tmp_path: Path, interva
 # --- The terminal ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("changes", "moment"), [({}, "epoch 1:"), (BY_ITERATION, "iteration 8:")])
+def test_a_validation_is_told_with_its_moment(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], changes: dict[str, Any], moment: str
+) -> None:
+    toys.trained(tmp_path / "run", **{**toys.TESTING, **changes})
+    assert moment in "".join(capfd.readouterr())
+
+
 def test_the_log_is_in_the_file_and_not_on_the_terminal(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     folder = toys.trained(tmp_path / "run", **{"default_hooks.logger": {"interval": 1}})
     shown = "".join(capfd.readouterr())

@@ -180,7 +180,7 @@ def test_a_dilated_block_computes_on_every_second_pixel_what_the_strided_network
 def test_exported_pyramid_averages_like_the_trained_one(bins, size):
     class Pool(nn.Module):
         def forward(self, maps: Tensor) -> Tensor:
-            return region_means(maps, bins)
+            return region_means(maps, bins, bins)
 
     maps = torch.rand(2, 3, *size)
     exported = torch.export.export(Pool(), (maps,))
