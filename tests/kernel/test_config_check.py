@@ -249,7 +249,6 @@ SINGLE_FAULTS = [
     ("train_dataloader.num_workers", 1.5, "train_dataloader.num_workers", "a whole number from 0 on"),
     ("model.student.classes", "four", "model.student.classes", "takes a number here, not 'four'"),
     ("optim_wrapper.optimizer.lr", "abc", "optim_wrapper.optimizer.lr", "SGD takes a number here, not 'abc'"),
-    ("param_scheduler.1.power", "high", "param_scheduler.1.power", "PolyLR takes a number here, not 'high'"),
     ("train_cfg.type", "EpochLoop", "train_cfg.by_epoch", "leave one of them out"),
     ("optim_wrapper.optimizer.type", "SGDD", "optim_wrapper.optimizer.type", "Did you mean 'SGD'?"),
     ("optim_wrapper.optimizer.momentm", 0.9, "optim_wrapper.optimizer.momentm", "Did you mean 'momentum'?"),
