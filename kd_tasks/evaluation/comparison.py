@@ -309,7 +309,7 @@ class Comparison:
         table = Table(title=f"{self.task}: {self.data}", title_justify="left")
         table.add_column("", no_wrap=True)
         for row in self.rows:
-            table.add_column(row.label, justify="right")
+            table.add_column(row.label, justify="right", overflow="fold")
         for section in self.sections():
             for line in section:
                 table.add_row(*line)
