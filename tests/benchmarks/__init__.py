@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from kd_tasks.engine.progress import track
+
 
 @dataclass(frozen=True)
 class Row:
@@ -55,7 +57,7 @@ def in_turns(
         ours()
         reference()
     times: dict[Callable[[], object], list[float]] = {ours: [], reference: []}
-    for number in range(rounds):
+    for number in track(range(rounds), name):
         for side in (ours, reference) if number % 2 else (reference, ours):
             times[side].append(seconds(side))
     return Row(name, times[ours], times[reference], limit)
