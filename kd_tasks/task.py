@@ -175,8 +175,8 @@ class TaskModel(BaseModel):
     def parse_losses(self, losses: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum of *all* terms, whatever their names, and the terms for the log."""
         total = torch.stack([value.float() for value in losses.values()]).sum()
-        log = {"loss": total.detach(), **{name: value.detach() for name, value in losses.items()}}
-        return total, {**log, "loss": total.detach()}
+        terms = {"loss": total} | losses | {"loss": total}  # first in the log, and hidden by no term of that name
+        return total, {name: value.detach() for name, value in terms.items()}
 
     @property
     def skips_parameters(self) -> bool:
