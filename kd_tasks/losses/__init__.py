@@ -1,7 +1,7 @@
 """Every loss of the kernel: one family a file, one class a loss. Needs torch alone."""
 
 from kd_tasks.losses.adversarial import WGANGP, Hinge
-from kd_tasks.losses.base import AdversarialLoss, Loss
+from kd_tasks.losses.base import AdversarialLoss, Loss, RelationalLoss
 from kd_tasks.losses.features import AttentionTransfer, ChannelWise, Hint
 from kd_tasks.losses.logits import LogitRegression, PixelWise, SoftTargets
 from kd_tasks.losses.relations import PairWise
@@ -17,5 +17,6 @@ __all__ = [
     "Loss",
     "PairWise",
     "PixelWise",
+    "RelationalLoss",
     "SoftTargets",
 ]

@@ -70,6 +70,8 @@ class WGANGP(CriticLoss):
     paper: ClassVar[str] = "Liu et al., Structured Knowledge Distillation for Semantic Segmentation, CVPR 2019"
     year: ClassVar[int] = 2019
     taps: ClassVar[str] = "logits"
+    usual_weight: ClassVar[float] = 0.1
+    usual_tap: ClassVar[str] = "logits"
 
     def __init__(self, critic: nn.Module, gradient_penalty: float = 10.0) -> None:
         super().__init__(critic)
@@ -117,6 +119,8 @@ class Hinge(CriticLoss):
     paper: ClassVar[str] = "Lim and Ye, Geometric GAN, 2017"
     year: ClassVar[int] = 2017
     taps: ClassVar[str] = "logits"
+    usual_weight: ClassVar[float] = 0.1
+    usual_tap: ClassVar[str] = "logits"
 
     def compute_critic(self, student: Tensor, teacher: Tensor, image: Tensor | None = None) -> Tensor:
         check_same_shape(student, teacher, self)

@@ -9,6 +9,20 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from kd_tasks.losses.gather import all_gather
+
+TAPS = {
+    "logits": "class scores (N, K) or of every pixel (N, K, H, W)",
+    "several logits": "class scores (N, K) of several heads or networks",
+    "maps": "feature maps (N, C, H, W)",
+    "several maps": "feature maps (N, C, H, W) of several layers",
+    "embeddings": "features (N, D); maps are flattened",
+    "several embeddings": "features (N, D) of several layers or networks",
+    "outputs": "regressed values (N, D), or heatmaps (N, K, H, W)",
+    "tokens": "hidden states (N, L, D) of a transformer",
+    "attention": "attention scores (N, heads, L, L) of a transformer",
+}
+
 
 class Loss(nn.Module, ABC):
     """Base of all distillation losses: `loss(student, teacher, **context) -> scalar`.
@@ -18,12 +32,21 @@ class Loss(nn.Module, ABC):
     - detaches the teacher, unless `detach_teacher` is off,
     - passes on of the context (labels, masks, the image) what `compute` names.
 
-    The class attributes `paper`, `year` and `taps` feed `kd-tasks list losses`.
+    The class attributes feed `kd-tasks list losses` and the page of all losses: `paper`, `year`, `taps` (a key of
+    `TAPS`), `usual_weight` (of the transfer, at the default settings) and `usual_tap` (as in a config). The page prints
+    the second paragraph of the docstring as the formula.
+
+    `smallest_batch` is how many samples the loss needs; a smaller batch is an error. A loss with `reads_teacher` off
+    has a student's side alone, and is called as `loss(student, **context)`.
     """
 
     paper: ClassVar[str] = ""
     year: ClassVar[int] = 0
     taps: ClassVar[str] = ""
+    usual_weight: ClassVar[float] = 1.0
+    usual_tap: ClassVar[str] = ""
+    smallest_batch: ClassVar[int] = 1
+    reads_teacher: ClassVar[bool] = True
     detach_teacher: ClassVar[bool] = True
 
     @classmethod
@@ -33,20 +56,29 @@ class Loss(nn.Module, ABC):
         parameters = list(inspect.signature(cls.compute).parameters.values())[3:]
         return {p.name: p.default is inspect.Parameter.empty for p in parameters}
 
-    def prepare(self, student: Tensor, teacher: Tensor, **context: Any) -> None:
+    def prepare(self, student: Any, teacher: Any, **context: Any) -> None:
         """Create parameters whose sizes depend on the inputs. Called once, with probed tensors, before training."""
 
-    def forward(self, student: Tensor, teacher: Tensor, **context: Any) -> Tensor:
+    def forward(self, student: Tensor, teacher: Tensor | None = None, **context: Any) -> Tensor:
         """The loss, a scalar.
 
         Raises:
             ValueError: for shapes that do not fit, or context that `compute` needs and the call lacks.
         """
+        if teacher is None and self.reads_teacher:
+            raise ValueError(f"{type(self).__name__} compares the student with a teacher, but is given no teacher.")
         if self.detach_teacher:
             teacher = detached(teacher)
-        chosen = self.choose(context)
-        with torch.autocast(_device_of(student), enabled=False):
-            return self.compute(full_precision(student), full_precision(teacher), **chosen)
+        student, teacher, chosen = self.batch(full_precision(student), full_precision(teacher), self.choose(context))
+        rows = len(_first(student))
+        if rows < self.smallest_batch:
+            raise ValueError(f"{type(self).__name__} needs a batch of at least {self.smallest_batch}, not {rows}.")
+        with torch.autocast(_first(student).device.type, enabled=False):
+            return self.compute(student, teacher, **chosen)
+
+    def batch(self, student: Any, teacher: Any, context: dict[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
+        """What `compute` is given; a loss that compares samples may join the batches of all ranks here."""
+        return student, teacher, context
 
     def choose(self, context: Mapping[str, Any]) -> dict[str, Any]:
         """Of `context`, what `compute` names, in full precision."""
@@ -57,8 +89,30 @@ class Loss(nn.Module, ABC):
         return {name: full_precision(value) for name, value in context.items() if name in names}
 
     @abstractmethod
-    def compute(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def compute(self, student: Any, teacher: Any) -> Tensor:
         """The formula, in full precision. Further parameters are context, given by name."""
+
+
+class RelationalLoss(Loss):
+    """A loss that compares samples with samples, so that its value belongs to the whole batch.
+
+    Args:
+        gather: join the batches of all ranks first, with gradient, so that N processes with batch B have the loss and
+            the parameter gradients of one process with batch N * B. Off: each rank compares its own samples.
+
+    Context tensors that `compute` names are joined as well; their first axis is the batch.
+    """
+
+    smallest_batch: ClassVar[int] = 2
+
+    def __init__(self, gather: bool = False) -> None:
+        super().__init__()
+        self.gather = gather
+
+    def batch(self, student: Any, teacher: Any, context: dict[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
+        if not self.gather:
+            return student, teacher, context
+        return gathered(student), gathered(teacher), {name: gathered(value) for name, value in context.items()}
 
 
 class AdversarialLoss(Loss):
@@ -73,7 +127,7 @@ class AdversarialLoss(Loss):
     def critic_loss(self, student: Tensor, teacher: Tensor, **context: Any) -> Tensor:
         """The critic's objective, in full precision, with both inputs detached."""
         chosen = self.choose(context)
-        with torch.autocast(_device_of(student), enabled=False):
+        with torch.autocast(_first(student).device.type, enabled=False):
             return self.compute_critic(full_precision(detached(student)), full_precision(detached(teacher)), **chosen)
 
     @abstractmethod
@@ -96,6 +150,15 @@ def detached(value: Any) -> Any:
         return value.detach()
     if isinstance(value, list | tuple):
         return type(value)(detached(v) for v in value)
+    return value
+
+
+def gathered(value: Any) -> Any:
+    """`value` with the rows of all ranks; lists and tuples element by element; anything but tensors as it is."""
+    if isinstance(value, Tensor):
+        return all_gather(value)
+    if isinstance(value, list | tuple):
+        return type(value)(gathered(v) for v in value)
     return value
 
 
@@ -140,6 +203,6 @@ def check_positive(value: float, name: str, loss: nn.Module) -> None:
         raise ValueError(f"{type(loss).__name__}: {name} must be above zero, not {value!r}.")
 
 
-def _device_of(value: Any) -> str:
-    first = value[0] if isinstance(value, list | tuple) else value
-    return first.device.type
+def _first(value: Any) -> Tensor:
+    first: Tensor = value[0] if isinstance(value, list | tuple) else value
+    return first

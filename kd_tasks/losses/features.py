@@ -33,6 +33,8 @@ class Hint(Loss):
     paper: ClassVar[str] = "Romero et al., FitNets: Hints for Thin Deep Nets, ICLR 2015"
     year: ClassVar[int] = 2015
     taps: ClassVar[str] = "maps"
+    usual_weight: ClassVar[float] = 100.0
+    usual_tap: ClassVar[str] = "backbone.layer2"
 
     def __init__(self, reduction: Reduction = "mean") -> None:
         super().__init__()
@@ -75,6 +77,8 @@ class AttentionTransfer(Loss):
     paper: ClassVar[str] = "Zagoruyko and Komodakis, Paying More Attention to Attention, ICLR 2017"
     year: ClassVar[int] = 2017
     taps: ClassVar[str] = "maps"
+    usual_weight: ClassVar[float] = 1000.0
+    usual_tap: ClassVar[str] = "backbone.layer4"
 
     def __init__(self, p: float = 2.0, form: Form = "code") -> None:
         super().__init__()
@@ -118,6 +122,8 @@ class ChannelWise(Loss):
     paper: ClassVar[str] = "Shu et al., Channel-wise Knowledge Distillation for Dense Prediction, ICCV 2021"
     year: ClassVar[int] = 2021
     taps: ClassVar[str] = "maps"
+    usual_weight: ClassVar[float] = 3.0
+    usual_tap: ClassVar[str] = "logits"
 
     def __init__(self, temperature: float = 4.0) -> None:
         super().__init__()

@@ -28,6 +28,8 @@ class SoftTargets(Loss):
     paper: ClassVar[str] = "Hinton et al., Distilling the Knowledge in a Neural Network, 2015"
     year: ClassVar[int] = 2015
     taps: ClassVar[str] = "logits"
+    usual_weight: ClassVar[float] = 0.9
+    usual_tap: ClassVar[str] = "logits"
 
     def __init__(self, temperature: float = 4.0) -> None:
         super().__init__()
@@ -60,6 +62,8 @@ class LogitRegression(Loss):
     paper: ClassVar[str] = "Ba and Caruana, Do Deep Nets Really Need to be Deep?, NeurIPS 2014"
     year: ClassVar[int] = 2014
     taps: ClassVar[str] = "logits"
+    usual_weight: ClassVar[float] = 1.0
+    usual_tap: ClassVar[str] = "logits"
 
     def __init__(self, reduction: Reduction = "half_sum") -> None:
         super().__init__()
@@ -99,6 +103,8 @@ class PixelWise(Loss):
     paper: ClassVar[str] = "Liu et al., Structured Knowledge Distillation for Semantic Segmentation, CVPR 2019"
     year: ClassVar[int] = 2019
     taps: ClassVar[str] = "logits"
+    usual_weight: ClassVar[float] = 10.0
+    usual_tap: ClassVar[str] = "logits"
 
     def __init__(self, temperature: float = 1.0, reduction: Reduction = "batch_sum") -> None:
         super().__init__()

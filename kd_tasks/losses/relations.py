@@ -45,6 +45,8 @@ class PairWise(Loss):
     paper: ClassVar[str] = "Liu et al., Structured Knowledge Distillation for Semantic Segmentation, CVPR 2019"
     year: ClassVar[int] = 2019
     taps: ClassVar[str] = "maps"
+    usual_weight: ClassVar[float] = 0.5
+    usual_tap: ClassVar[str] = "backbone.layer4"
 
     def __init__(
         self,

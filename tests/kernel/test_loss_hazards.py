@@ -1,190 +1,149 @@
 """What a training run does to a loss sooner or later, for every registered loss: value and gradient stay finite."""
 
-import importlib
-import inspect
 from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor, nn
+from loss_cases import merged
+from loss_inputs import BUILDERS, MAPS, Inputs, Side, built, criticised, each, leaves, random_inputs, shipped, valued
+from torch import Tensor
 
-from kd_tasks import plugins
-from kd_tasks.losses import AdversarialLoss, Loss
-from kd_tasks.registry import CRITICS, LOSSES, Kind
-
-for _plugin in plugins.discover():
-    for _module in _plugin.modules:
-        if _module.endswith(".losses"):
-            importlib.import_module(_module)
-
-Pair = tuple[Tensor, Tensor]
+from kd_tasks.losses import AdversarialLoss, Loss, RelationalLoss
+from kd_tasks.registry import LOSSES
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-
-# Losses whose value grows with the batch, as their docstrings say; all others are invariant to it.
-SUMS_OVER_THE_BATCH = {"PixelWise"}
-
-# Where a loss has no meaning, and what it says then.
-UNDEFINED = {("PairWise-paper", "tiny"): "only one node"}
+UNDEFINED = merged("UNDEFINED")
+GROWS = merged("GROWS")
 
 
-class PlainCritic(nn.Module):
-    def __init__(self, channels: int = 4) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(nn.Conv2d(channels, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 1, 3, padding=1))
-
-    def forward(self, logits: Tensor) -> Tensor:
-        return self.layers(logits).mean(dim=(1, 2, 3))
+def plain(loss: Loss) -> Inputs:
+    return random_inputs(loss)
 
 
-def shipped(kind: Kind) -> list[str]:
-    """Names of what the project registers; other test modules register toys."""
-    return [name for name in kind if kind.get(name).__module__.startswith("kd_")]
+def zero_features(loss: Loss) -> Inputs:
+    return random_inputs(loss).mapped(torch.zeros_like)
 
 
-def builders() -> dict[str, Callable[[], Loss]]:
-    """How to build every registered loss; one that takes a critic once with each critic."""
-    found: dict[str, Callable[[], Loss]] = {}
-    for name in shipped(LOSSES):
-        cls = LOSSES.get(name)
-        if "critic" not in inspect.signature(cls).parameters:
-            found[name] = cls
-            continue
-        found[f"{name}-PlainCritic"] = lambda cls=cls: cls(PlainCritic())
-        for critic in shipped(CRITICS):
-            found[f"{name}-{critic}"] = lambda cls=cls, critic=critic: cls(CRITICS.get(critic)(width=4))
-    return found
+def zero_student(loss: Loss) -> Inputs:
+    inputs = random_inputs(loss)
+    return Inputs(each(torch.zeros_like, inputs.student), inputs.teacher, inputs.context)
 
 
-# Registered losses with their other settings.
-SETTINGS: dict[str, tuple[str, dict[str, object]]] = {
-    "PixelWise-mean": ("PixelWise", {"reduction": "mean"}),
-    "PixelWise-warm": ("PixelWise", {"temperature": 4.0, "reduction": "mean"}),
-    "LogitRegression-mean": ("LogitRegression", {"reduction": "mean"}),
-    "Hint-half_sum": ("Hint", {"reduction": "half_sum"}),
-    "Hint-half_channel_sum": ("Hint", {"reduction": "half_channel_sum"}),
-    "AttentionTransfer-paper": ("AttentionTransfer", {"form": "paper"}),
-    "AttentionTransfer-p1": ("AttentionTransfer", {"p": 1.0}),
-    "AttentionTransfer-p4": ("AttentionTransfer", {"p": 4.0}),
-    "PairWise-avg": ("PairWise", {"pooling": "avg", "detach_norm": False}),
-    "PairWise-paper": ("PairWise", {"pool": 2, "pooling": "avg", "neighbours": 3, "detach_norm": False}),
-    "PairWise-pixels": ("PairWise", {"pool": 1}),
-}
-
-BUILDERS = builders() | {
-    key: lambda name=name, options=options: LOSSES.get(name)(**options) for key, (name, options) in SETTINGS.items()
-}
+def zero_teacher(loss: Loss) -> Inputs:
+    inputs = random_inputs(loss)
+    return Inputs(inputs.student, each(torch.zeros_like, inputs.teacher), inputs.context)
 
 
-def shape(loss: Loss, batch: int = 3, size: tuple[int, int] = (8, 8)) -> tuple[int, ...]:
-    return (batch, 16) if loss.taps == "embeddings" else (batch, 4, *size)
+def zero_sample(loss: Loss) -> Inputs:
+    inputs = random_inputs(loss)
+    for tensor in leaves(inputs.student):
+        tensor[0] = 0
+    for tensor in leaves(inputs.teacher):
+        tensor[1] = 0
+    return inputs
 
 
-def random_pair(loss: Loss, batch: int = 3, size: tuple[int, int] = (8, 8)) -> Pair:
-    generator = torch.Generator().manual_seed(7)
-    student, teacher = (torch.randn(shape(loss, batch, size), generator=generator) for _ in range(2))
-    return student, teacher
+def identical(loss: Loss) -> Inputs:
+    inputs = random_inputs(loss)
+    return Inputs(inputs.student, alike(inputs.teacher, inputs.student), inputs.context)
 
 
-def plain(loss: Loss) -> Pair:
-    return random_pair(loss)
+def alike(teacher: Side, student: Side) -> Side:
+    """The teacher's side with the student's numbers wherever the shapes allow it."""
+    pool = leaves(student)
+    taken = [
+        next((s for s in (pool[i : i + 1] + pool) if s.shape == t.shape), t) for i, t in enumerate(leaves(teacher))
+    ]
+    copies = [t.clone() for t in taken]
+    return copies if isinstance(teacher, list) else copies[0]
 
 
-def zero_features(loss: Loss) -> Pair:
-    student, teacher = random_pair(loss)
-    return torch.zeros_like(student), torch.zeros_like(teacher)
+def identical_rows(loss: Loss) -> Inputs:
+    inputs = random_inputs(loss)
+    for tensor in (*leaves(inputs.student), *leaves(inputs.teacher)):
+        tensor[1] = tensor[0]
+    return inputs
 
 
-def zero_student(loss: Loss) -> Pair:
-    student, teacher = random_pair(loss)
-    return torch.zeros_like(student), teacher
+def identical_rows_of_the_student(loss: Loss) -> Inputs:
+    inputs = random_inputs(loss)
+    for tensor in leaves(inputs.student):
+        tensor[1] = tensor[0]
+    return inputs
 
 
-def zero_teacher(loss: Loss) -> Pair:
-    student, teacher = random_pair(loss)
-    return student, torch.zeros_like(teacher)
+def constant(loss: Loss) -> Inputs:
+    inputs = random_inputs(loss)
+    teacher = each(lambda x: torch.full_like(x, -2.0), inputs.teacher)
+    return Inputs(each(torch.ones_like, inputs.student), teacher, inputs.context)
 
 
-def zero_sample(loss: Loss) -> Pair:
-    student, teacher = random_pair(loss)
-    student[0], teacher[1] = 0, 0
-    return student, teacher
+def batch_of_one(loss: Loss) -> Inputs:
+    return random_inputs(loss, batch=1)
 
 
-def identical(loss: Loss) -> Pair:
-    student, _ = random_pair(loss)
-    return student, student.clone()
+def batch_of_two(loss: Loss) -> Inputs:
+    return random_inputs(loss, batch=2)
 
 
-def identical_rows(loss: Loss) -> Pair:
-    student, teacher = random_pair(loss)
-    student[1], teacher[1] = student[0], teacher[0]
-    return student, teacher
+def not_square_and_odd(loss: Loss) -> Inputs:
+    return random_inputs(loss, size=(7, 5))
 
 
-def constant(loss: Loss) -> Pair:
-    student, teacher = random_pair(loss)
-    return torch.ones_like(student), torch.full_like(teacher, -2.0)
+def wide(loss: Loss) -> Inputs:
+    return random_inputs(loss, size=(3, 33))
 
 
-def batch_of_one(loss: Loss) -> Pair:
-    return random_pair(loss, batch=1)
+def tiny(loss: Loss) -> Inputs:
+    return random_inputs(loss, size=(2, 1))
 
 
-def not_square_and_odd(loss: Loss) -> Pair:
-    return random_pair(loss, size=(7, 5))
+def channels_last(loss: Loss) -> Inputs:
+    return random_inputs(loss).mapped(turned)
 
 
-def wide(loss: Loss) -> Pair:
-    return random_pair(loss, size=(3, 33))
+def turned(tensor: Tensor) -> Tensor:
+    return tensor.to(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
 
 
-def tiny(loss: Loss) -> Pair:
-    return random_pair(loss, size=(2, 1))
+def bfloat16(loss: Loss) -> Inputs:
+    return random_inputs(loss).mapped(Tensor.bfloat16)
 
 
-def channels_last(loss: Loss) -> Pair:
-    pair = random_pair(loss)
-    return pair if loss.taps == "embeddings" else tuple(x.to(memory_format=torch.channels_last) for x in pair)
+def float16(loss: Loss) -> Inputs:
+    return random_inputs(loss).mapped(Tensor.half)
 
 
-def bfloat16(loss: Loss) -> Pair:
-    student, teacher = random_pair(loss)
-    return student.bfloat16(), teacher.bfloat16()
+def large_float16(loss: Loss) -> Inputs:
+    return random_inputs(loss).mapped(lambda x: (6e4 * x.tanh()).half())
 
 
-def float16(loss: Loss) -> Pair:
-    student, teacher = random_pair(loss)
-    return student.half(), teacher.half()
+def saturated(loss: Loss) -> Inputs:
+    return random_inputs(loss).mapped(lambda x: 1e4 * x.sign())
 
 
-def large_float16(loss: Loss) -> Pair:
-    student, teacher = random_pair(loss)
-    return (6e4 * student.tanh()).half(), (6e4 * teacher.tanh()).half()
+def opposed(loss: Loss) -> Inputs:
+    inputs = random_inputs(loss)
+    student = each(lambda x: 1e4 * x.sign(), inputs.student)
+    return Inputs(student, each(torch.neg, alike(inputs.teacher, student)), inputs.context)
 
 
-def saturated(loss: Loss) -> Pair:
-    student, teacher = random_pair(loss)
-    return 1e4 * student.sign(), 1e4 * teacher.sign()
+def dead_channel(loss: Loss) -> Inputs:
+    inputs = random_inputs(loss)
+    for tensor in leaves(inputs.student):
+        tensor[:, 0] = 0
+    for tensor in leaves(inputs.teacher):
+        tensor[:, 1] = 0
+    return inputs
 
 
-def opposed(loss: Loss) -> Pair:
-    student, _ = random_pair(loss)
-    return 1e4 * student.sign(), -1e4 * student.sign()
-
-
-def dead_channel(loss: Loss) -> Pair:
-    student, teacher = random_pair(loss)
-    student[:, 0] = 0
-    teacher[:, 1] = 0
-    return student, teacher
-
-
-def dead_position(loss: Loss) -> Pair:
-    student, teacher = random_pair(loss)
-    student[..., :4] = 0
-    teacher[..., 4:] = 0
-    return student, teacher
+def dead_position(loss: Loss) -> Inputs:
+    inputs = random_inputs(loss)
+    for tensor in leaves(inputs.student):
+        tensor[..., : tensor.shape[-1] // 2] = 0
+    for tensor in leaves(inputs.teacher):
+        tensor[..., tensor.shape[-1] // 2 :] = 0
+    return inputs
 
 
 HAZARDS = [
@@ -195,8 +154,10 @@ HAZARDS = [
     zero_sample,
     identical,
     identical_rows,
+    identical_rows_of_the_student,
     constant,
     batch_of_one,
+    batch_of_two,
     not_square_and_odd,
     wide,
     tiny,
@@ -211,113 +172,134 @@ HAZARDS = [
 ]
 
 
-def built(name: str, student: Tensor, teacher: Tensor) -> Loss:
-    torch.manual_seed(0)
-    loss = BUILDERS[name]()
-    loss.prepare(student, teacher)
-    return loss.to(student.device)
+def refusal(name: str, hazard: str, loss: Loss) -> str | None:
+    """What the loss must say where a case has no meaning."""
+    if (name, hazard) in UNDEFINED:
+        return UNDEFINED[name, hazard]
+    rows = {"batch_of_one": 1, "batch_of_two": 2}.get(hazard)
+    return f"batch of at least {loss.smallest_batch}" if rows is not None and rows < loss.smallest_batch else None
+
+
+def tracked(inputs: Inputs) -> Inputs:
+    """The same, with the student's tensors as leaves of the graph."""
+    return Inputs(each(lambda x: x.detach().requires_grad_(), inputs.student), inputs.teacher, inputs.context)
 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("hazard", HAZARDS, ids=lambda hazard: hazard.__name__)
 @pytest.mark.parametrize("name", BUILDERS)
-def test_value_and_gradient_are_finite(name: str, hazard: Callable[[Loss], Pair], device: str) -> None:
-    student, teacher = (x.to(device) for x in hazard(BUILDERS[name]()))
-    loss = built(name, student, teacher)
-    student.requires_grad_()
-    if (name, hazard.__name__) in UNDEFINED:
-        with pytest.raises(ValueError, match=UNDEFINED[name, hazard.__name__]):
-            loss(student, teacher)
+def test_value_and_gradient_are_finite(name: str, hazard: Callable[[Loss], Inputs], device: str) -> None:
+    inputs = hazard(BUILDERS[name]()).mapped(lambda x: x.to(device))
+    inputs = Inputs(inputs.student, inputs.teacher, {k: v.to(device) for k, v in inputs.context.items()})
+    expected = refusal(name, hazard.__name__, BUILDERS[name]())
+    if expected is not None:
+        with pytest.raises(ValueError, match=expected):
+            valued(built(name, inputs, device), inputs)
         return
-    value = loss(student, teacher)
+    loss, inputs = built(name, inputs, device), tracked(inputs)
+    value = valued(loss, inputs)
     assert value.shape == ()
     assert value.dtype == torch.float32
     assert value.isfinite()
     value.backward()
-    assert student.grad.isfinite().all()
-    if isinstance(loss, AdversarialLoss):
-        assert all(p.grad is None for p in loss.parameters())
-        critic_value = loss.critic_loss(student, teacher)
-        critic_value.backward()
-        assert critic_value.isfinite()
-        assert all(p.grad.isfinite().all() for p in loss.parameters() if p.grad is not None)
+    assert all(x.grad is None or x.grad.isfinite().all() for x in leaves(inputs.student))
+    if not isinstance(loss, AdversarialLoss):
+        assert all(p.grad is None or p.grad.isfinite().all() for p in loss.parameters())
+        return
+    assert all(p.grad is None for p in loss.critic.parameters())
+    critic_value = criticised(loss, inputs)
+    critic_value.backward()
+    assert critic_value.isfinite()
+    assert all(p.grad.isfinite().all() for p in loss.critic.parameters() if p.grad is not None)
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in shipped(LOSSES) if LOSSES.get(name).taps == "logits" and name in BUILDERS]
-)
+@pytest.mark.parametrize("name", [name for name in BUILDERS if name in shipped(LOSSES)])
 def test_logits_of_whole_images_work_or_are_refused_clearly(name: str) -> None:
-    student, teacher = torch.randn(3, 10, requires_grad=True), torch.randn(3, 10)
+    loss = BUILDERS[name]()
+    maps = random_inputs(loss)
+    if loss.taps != "logits" or maps.student.ndim != 4:
+        pytest.skip("reads no maps of logits")
+    context = {k: v[:, 0, 0] if k == "label" else v for k, v in maps.context.items()}
+    inputs = tracked(Inputs(maps.student[..., 0, 0], each(lambda x: x[..., 0, 0], maps.teacher), context))
     try:
-        value = BUILDERS[name]()(student, teacher)
+        value = valued(built(name, inputs), inputs)
     except ValueError as error:
         assert name in str(error)
-        assert "(3, 10)" in str(error)
+        assert "(4, 4)" in str(error)
         return
     value.backward()
     assert value.isfinite()
-    assert student.grad.isfinite().all()
+    assert inputs.student.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("name", BUILDERS)
 def test_ordinary_inputs_have_a_gradient_and_the_teacher_has_none(name: str) -> None:
-    student, teacher = random_pair(BUILDERS[name]())
-    loss = built(name, student, teacher)
-    student.requires_grad_()
-    teacher.requires_grad_()
-    loss(student, teacher).backward()
-    assert student.grad.abs().max() > 0
-    assert (teacher.grad is None) == loss.detach_teacher
+    inputs = tracked(random_inputs(BUILDERS[name]()))
+    loss = built(name, inputs)
+    for tensor in leaves(inputs.teacher):
+        tensor.requires_grad_()
+    valued(loss, inputs).backward()
+    assert max(x.grad.abs().max() for x in leaves(inputs.student) if x.grad is not None) > 0
+    if loss.detach_teacher:
+        assert all(x.grad is None for x in leaves(inputs.teacher))
 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", BUILDERS)
 def test_autocast_changes_nothing(name: str, device: str) -> None:
-    student, teacher = (x.to(device) for x in random_pair(BUILDERS[name]()))
+    inputs = random_inputs(BUILDERS[name]()).mapped(lambda x: x.to(device))
+    inputs = Inputs(inputs.student, inputs.teacher, {k: v.to(device) for k, v in inputs.context.items()})
     values = {}
     for enabled in (False, True):
-        loss = built(name, student, teacher)
+        loss = built(name, inputs, device)
         with torch.autocast(device, torch.bfloat16, enabled=enabled):
-            values[enabled] = [loss(student, teacher)]
+            values[enabled] = [valued(loss, inputs)]
             if isinstance(loss, AdversarialLoss):
-                torch.manual_seed(1)
-                values[enabled].append(loss.critic_loss(student, teacher))
+                values[enabled].append(criticised(loss, inputs))
     assert all(value.dtype == torch.float32 for value in values[True])
     assert values[True] == values[False]
 
 
 @pytest.mark.parametrize("name", BUILDERS)
 def test_half_precision_inputs_give_the_value_of_the_same_numbers_in_float32(name: str) -> None:
-    student, teacher = (x.bfloat16() for x in random_pair(BUILDERS[name]()))
-    assert built(name, student, teacher)(student, teacher) == built(name, student, teacher)(
-        student.float(), teacher.float()
-    )
+    half = random_inputs(BUILDERS[name]()).mapped(Tensor.bfloat16)
+    single = half.mapped(Tensor.float)
+    assert valued(built(name, single), half) == valued(built(name, single), single)
 
 
 @pytest.mark.parametrize("name", BUILDERS)
 def test_memory_format_changes_nothing(name: str) -> None:
-    student, teacher = random_pair(BUILDERS[name]())
-    if BUILDERS[name]().taps == "embeddings":
-        pytest.skip("embeddings have no memory format")
-    turned = [x.to(memory_format=torch.channels_last) for x in (student, teacher)]
-    value = built(name, student, teacher)(student, teacher)
-    torch.testing.assert_close(built(name, student, teacher)(*turned), value, rtol=1e-5, atol=1e-6)
+    loss = BUILDERS[name]()
+    if loss.taps not in MAPS:
+        pytest.skip("only maps have a memory format")
+    inputs = random_inputs(loss)
+    value = valued(built(name, inputs), inputs)
+    torch.testing.assert_close(valued(built(name, inputs), inputs.mapped(turned)), value, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", BUILDERS)
 def test_a_batch_twice_over_has_the_value_that_the_docstring_promises(name: str) -> None:
-    student, teacher = random_pair(BUILDERS[name]())
-    once = built(name, student, teacher)(student, teacher)
-    twice = built(name, student, teacher)(torch.cat([student, student]), torch.cat([teacher, teacher]))
-    torch.testing.assert_close(twice, 2 * once if name in SUMS_OVER_THE_BATCH else once, rtol=1e-5, atol=1e-6)
+    loss = BUILDERS[name]()
+    factor = GROWS.get(name, GROWS.get(type(loss).__name__, 1.0))
+    if factor is None or isinstance(loss, RelationalLoss):
+        pytest.skip("the value belongs to the batch")
+    inputs = random_inputs(loss)
+    twice = inputs.mapped(lambda x: torch.cat([x, x]))
+    twice = Inputs(twice.student, twice.teacher, {k: torch.cat([v, v]) for k, v in inputs.context.items()})
+    expected = factor * valued(built(name, inputs), inputs)
+    torch.testing.assert_close(valued(built(name, inputs), twice), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", BUILDERS)
 def test_a_loss_differentiates_correctly(name: str) -> None:
-    generator = torch.Generator().manual_seed(3)
-    sizes = shape(BUILDERS[name](), batch=2, size=(4, 3))
-    student, teacher = (torch.randn(sizes, generator=generator, dtype=torch.float64) for _ in range(2))
-    loss = built(name, student, teacher).double().eval()
-    if getattr(loss, "detach_norm", False):
+    inputs = random_inputs(BUILDERS[name](), batch=3, size=(4, 3), dtype=torch.float64)
+    loss = built(name, inputs).double().eval()
+    if getattr(loss, "detach_norm", False) or isinstance(getattr(loss, "gradient_of_the_value", True), str):
         pytest.skip("the gradient is not that of the value, on purpose")
-    assert torch.autograd.gradcheck(lambda x: loss(x, teacher), student.requires_grad_())
+    given = leaves(inputs.student)
+
+    def function(*student: Tensor) -> Tensor:
+        return valued(loss, Inputs(list(student) if isinstance(inputs.student, list) else student[0], *rest))
+
+    rest = (inputs.teacher, inputs.context)
+    assert torch.autograd.gradcheck(function, [x.requires_grad_() for x in given])
