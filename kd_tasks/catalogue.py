@@ -4,17 +4,23 @@ import ast
 import importlib
 import inspect
 import pkgutil
+from inspect import signature
+from typing import Any
 
 from kd_tasks.errors import UserError, nearest
 from kd_tasks.paths import config_names, find_config, shipped
 from kd_tasks.plugins import discover
 
 KINDS = ("plugins", "losses", "methods", "configs", "datasets")
-Entries = list[tuple[str, str]]
+COLUMNS = {"losses": ("name", "family", "taps", "paper", "year")}
+FAMILIES = ("logits", "features", "relations", "transformers", "adversarial", "regression", "data_free")
+Entries = list[tuple[str, ...]]
 
 
 def catalogue(kind: str) -> Entries:
-    """`(name, one line about it)` of everything of `kind`, by name. Only `losses` and `methods` import torch.
+    """Everything of `kind`: `(name, one line about it)` by name; losses by family, as `COLUMNS` says.
+
+    Only `losses` and `methods` import torch.
 
     Args:
         kind: one of `KINDS`.
@@ -31,7 +37,7 @@ def catalogue(kind: str) -> Entries:
     }
     if kind not in listings:
         raise UserError(f"{kind!r} cannot be listed.{nearest(kind, KINDS)} Lists: {', '.join(KINDS)}.")
-    return sorted(listings[kind]())
+    return listings[kind]() if kind in COLUMNS else sorted(listings[kind]())
 
 
 def first_line(text: str | None) -> str:
@@ -48,15 +54,59 @@ def _losses() -> Entries:
     from kd_tasks.registry import LOSSES
 
     load_all()
-    return [(name, _loss_summary(LOSSES.get(name))) for name in LOSSES]
+    entries = [(name, *_loss_facts(LOSSES.get(name))) for name in LOSSES]
+    return sorted(entries, key=lambda e: (FAMILIES.index(e[1]) if e[1] in FAMILIES else len(FAMILIES), e[1], e[0]))
 
 
-def _loss_summary(cls: type) -> str:
-    paper, year = getattr(cls, "paper", ""), str(getattr(cls, "year", 0) or "")
-    paper = paper if year in paper else f"{paper} {year}".strip()
-    reads = getattr(cls, "taps", "")
-    facts = "; ".join(filter(None, (paper, f"on {reads}" if reads else "")))
-    return first_line(inspect.getdoc(cls)) + (f" [{facts}]" if facts else "")
+def _loss_facts(cls: Any) -> tuple[str, str, str, str]:
+    year = str(getattr(cls, "year", 0) or "")
+    paper = getattr(cls, "paper", "") or first_line(inspect.getdoc(cls))
+    return family(cls), getattr(cls, "taps", ""), paper.removesuffix(year).rstrip(", "), year
+
+
+def family(cls: type) -> str:
+    """The family of a loss: its module in the kernel, or the plugin that it belongs to."""
+    package, _, module = cls.__module__.rpartition(".")
+    return module if package == "kd_tasks.losses" else package or module
+
+
+def losses_page() -> str:
+    """The page of the kernel's losses, in Markdown: of each its formula, usual weight, typical tap and paper."""
+    from kd_tasks import losses
+
+    classes = [getattr(losses, name) for name in losses.__all__]
+    shown = [c for c in classes if isinstance(c, type) and issubclass(c, losses.Loss) and not inspect.isabstract(c)]
+    parts = [PAGE_HEAD]
+    for name in FAMILIES:
+        members = sorted((c for c in shown if family(c) == name), key=lambda c: c.__name__)
+        parts += [f"## {name}", *(_loss_entry(c) for c in members)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _loss_entry(cls: Any) -> str:
+    summary, formula = [" ".join(p.split()) for p in (inspect.getdoc(cls) or "").split("\n\n")][:2]
+    gathers = ", joins the batches of all ranks with `gather=True`" if "gather" in signature(cls).parameters else ""
+    return "\n".join(
+        [
+            f"### {cls.__name__}",
+            "",
+            summary,
+            "",
+            formula,
+            "",
+            f"- Reads {cls.taps}, typically `{cls.usual_tap}`; usual weight {cls.usual_weight:g}{gathers}.",
+            f"- {cls.paper}",
+        ]
+    )
+
+
+PAGE_HEAD = """# The losses
+
+One family a file, one class a loss. Written by `kd-tasks list losses --markdown`; edit the docstrings, not this page.
+
+A loss is named in a transfer by its class: `loss=dict(type='SoftTargets', temperature=4.0)`. The usual weight is the
+transfer's, at the default settings; it is where to start, not a law. What a loss does otherwise than its paper stands
+in the docstring under *Deviations*."""
 
 
 def _methods() -> Entries:

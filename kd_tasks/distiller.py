@@ -1,8 +1,9 @@
 """The distiller: a task model whose network is the student, taught by frozen teachers through transfers."""
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,12 +16,12 @@ from kd_tasks.errors import UserError
 from kd_tasks.losses.base import AdversarialLoss, detached
 from kd_tasks.registry import TASK_MODELS, construct
 from kd_tasks.schedules import Weight
-from kd_tasks.taps import Taps, evaluating
-from kd_tasks.task import Criterion, Decoder, TaskModel
+from kd_tasks.taps import INPUT_SUFFIX, Taps, evaluating
+from kd_tasks.task import Criterion, Decoder, Meta, TaskModel
 from kd_tasks.teachers import FrozenTeacher
 from kd_tasks.transfer import Transfer
 
-PROBE_BATCH = 2
+SMALLEST_PROBE = 2
 TEACHER_KEYS = tuple(key for key in inspect.signature(FrozenTeacher).parameters if key not in ("network", "name"))
 
 
@@ -77,7 +78,7 @@ class Distiller(TaskModel):
         with torch.random.fork_rng(devices=[]):
             self._outside = _OutsideModuleTree(_built_teachers(teacher, teachers))
             self.transfers = _built_transfers(transfers)
-            self._connect(torch.randn(PROBE_BATCH, 3, *input_size))
+            self._connect(torch.randn(self._probe_batch(), 3, *input_size))
 
     @property
     def teachers(self) -> dict[str, FrozenTeacher]:
@@ -100,20 +101,25 @@ class Distiller(TaskModel):
         """Tell the schedules where the training stands."""
         self.iteration, self.iterations_per_epoch = iteration, iterations_per_epoch
 
-    def losses(self, inputs: Tensor, targets: Mapping[str, Any]) -> dict[str, Tensor]:
+    def losses(self, inputs: Tensor, targets: Mapping[str, Any], meta: Sequence[Meta] = ()) -> dict[str, Tensor]:
         """Weighted task losses as `task.NAME`, weighted transfers as `kd.NAME`; a transfer that is off is absent."""
         strengths = {t: t.strength(self.iteration, self.iterations_per_epoch) for t in self._recipe()}
         active = {t: s for t, s in strengths.items() if s != 0}
+        if any(t.needs_image_gradient for t in active):
+            inputs = inputs.detach().requires_grad_()
         tapped_by_teacher = self._teach(inputs, active)
         outputs, tapped = self._student_taps.run(inputs)
         result = self._task_losses(outputs, targets)
         context = {**targets, "image": inputs}
+        if any(t.reads("index") for t in active):
+            context["index"] = places(meta, inputs.device)
         self._critic_batch = []
         for transfer, strength in active.items():
             student, teacher = transfer.pair(tapped, tapped if transfer.own_target else tapped_by_teacher)
             result[f"kd.{transfer.name}"] = strength * transfer(student, teacher, context)
             if transfer.adversarial and self.training:
-                self._critic_batch.append((transfer, strength, detached(student), detached(teacher), context))
+                named = transfer.named(context)
+                self._critic_batch.append((transfer, strength, detached(student), detached(teacher), named))
         if not result:
             raise UserError(f"no task loss and no transfer acts in iteration {self.iteration}: nothing to train on.")
         return result
@@ -156,15 +162,16 @@ class Distiller(TaskModel):
             return {}
         return {f"task.{name}": weight * value for name, value in self.criterion(outputs, targets).items()}
 
-    def _teach(self, inputs: Tensor, active: Iterable[Transfer]) -> dict[str, Tensor]:
+    def _teach(self, inputs: Tensor, active: Collection[Transfer]) -> dict[str, Tensor]:
         """Taps of all teachers that an active transfer reads, by the names that the transfers use."""
         wanted = {tap for t in active if not t.own_target for tap in t.teacher_taps}
+        differentiable = any(t.needs_image_gradient for t in active)
         single = len(self.teachers) == 1 and "teacher" in self.teachers
         found: dict[str, Tensor] = {}
         for name, teacher in self.teachers.items():
             prefix = "" if single else f"{name}."
             if any(tap.startswith(prefix) for tap in wanted):
-                found.update({prefix + tap: value for tap, value in teacher.run(inputs).items()})
+                found.update({prefix + tap: value for tap, value in teacher.run(inputs, differentiable).items()})
         return found
 
     def _connect(self, probe: Tensor) -> None:
@@ -179,11 +186,12 @@ class Distiller(TaskModel):
             if mean is not None and std is not None:
                 teacher.adopt_normalisation(mean, std)
         self._connect_teachers(recipe, probe)
+        probe.requires_grad_(any(t.needs_image_gradient for t in recipe))
         taught = self._teach(probe, recipe)
         with evaluating(self.network), torch.enable_grad():
             _, tapped = self._student_taps.run(probe)
         for transfer in recipe:
-            transfer.prepare(tapped, tapped if transfer.own_target else taught, {"image": probe})
+            transfer.prepare(tapped, tapped if transfer.own_target else taught, probe)
         for teacher in self.teachers.values():
             teacher.compile()
 
@@ -197,10 +205,24 @@ class Distiller(TaskModel):
             known = ", ".join(self.teachers)
             raise UserError(f"model.transfers: {strangers[0]!r} begins with no teacher's name; teachers: {known}.")
         for name, teacher in self.teachers.items():
-            own = names if single else [n.removeprefix(f"{name}.") for n in names if n.startswith(f"{name}.")]
-            if not own:
+            if not (names if single else own_taps(name, names)):
                 raise UserError(f"model.{teacher.where.removeprefix('model.')}: no transfer reads this teacher.")
-            teacher.connect(own, probe)
+        for transfer in recipe:
+            transfer.show_modules(partial(self._module_behind, transfer))
+        for name, teacher in self.teachers.items():
+            teacher.connect(names if single else own_taps(name, names), probe)
+
+    def _module_behind(self, transfer: Transfer, tap: str) -> nn.Module:
+        """The module that a tap of the teacher's side reads."""
+        if transfer.own_target:
+            return self.network.get_submodule(tap.removesuffix(INPUT_SUFFIX))
+        if len(self.teachers) == 1 and "teacher" in self.teachers:
+            return self.teachers["teacher"].network.get_submodule(tap.removesuffix(INPUT_SUFFIX))
+        name, _, path = tap.partition(".")
+        return self.teachers[name].network.get_submodule(path.removesuffix(INPUT_SUFFIX))
+
+    def _probe_batch(self) -> int:
+        return max(SMALLEST_PROBE, *(getattr(t.loss, "smallest_batch", 1) for t in self._recipe()), 1)
 
     def _recipe(self) -> list[Transfer]:
         return list(self.transfers.values())  # type: ignore[arg-type]
@@ -210,6 +232,22 @@ class Distiller(TaskModel):
         for teacher in self.teachers.values():
             teacher.apply(fn)
         return self
+
+
+def places(meta: Sequence[Meta], device: torch.device) -> Tensor:
+    """The samples' places in the data set, (N,).
+
+    Raises:
+        UserError: if the batch does not know them.
+    """
+    if not meta or any("index" not in sample for sample in meta):
+        raise UserError("a transfer reads 'index', but the samples of this batch have no 'index' in their meta.")
+    return torch.tensor([sample["index"] for sample in meta], device=device)
+
+
+def own_taps(teacher: str, taps: Iterable[str]) -> list[str]:
+    """Those of `taps` that read the teacher of that name, without the name."""
+    return [tap.removeprefix(f"{teacher}.") for tap in taps if tap.startswith(f"{teacher}.")]
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from kd_tasks.errors import UserError
 
-RAMPS = ("linear", "cosine", "step")
+RAMPS = ("linear", "cosine", "sigmoid", "step")
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class Weight:
 
     Args:
         value: a number, or `dict(start=, end=, begin=, until=, ramp=)`: `start` up to the moment `begin` (default: the
-            beginning), `end` from the moment `until` on, and in between a `linear` or `cosine` ramp, or `start` with
-            `ramp='step'`.
+            beginning), `end` from the moment `until` on, and in between a `linear` or `cosine` ramp, the `sigmoid` ramp
+            `exp(-5 (1 - x)^2)` of Mean Teacher (Tarvainen and Valpola 2017), or `start` with `ramp='step'`.
         where: the config path, for messages.
 
     Raises:
@@ -87,6 +87,8 @@ class Weight:
         share = (iteration - begin) / (until - begin)
         if self.ramp == "cosine":
             share = (1 - math.cos(math.pi * share)) / 2
+        if self.ramp == "sigmoid":
+            share = math.exp(-5 * (1 - share) ** 2)
         return self.start + (self.end - self.start) * share
 
 

@@ -158,7 +158,7 @@ class TaskModel(BaseModel):
             mode: `tensor`, `loss` or `predict`.
         """
         if mode == "loss":
-            return self.losses(inputs, targets or {})
+            return self.losses(inputs, targets or {}, meta or ())
         outputs = self.network(inputs)
         if mode == "tensor":
             return outputs
@@ -168,7 +168,7 @@ class TaskModel(BaseModel):
             return self.decoder(outputs, meta or [])
         raise ValueError(f"mode is {mode!r}; it can be 'tensor', 'loss' or 'predict'")
 
-    def losses(self, inputs: Tensor, targets: Mapping[str, Any]) -> dict[str, Tensor]:
+    def losses(self, inputs: Tensor, targets: Mapping[str, Any], meta: Sequence[Meta] = ()) -> dict[str, Tensor]:
         """Every term of the objective, weighted, by name; their sum is minimised."""
         return self.criterion(self.network(inputs), targets)
 

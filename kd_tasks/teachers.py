@@ -103,17 +103,21 @@ class FrozenTeacher:
             inputs = F.interpolate(inputs, size=self.size, mode="bilinear", align_corners=False, antialias=True)
         return inputs if self.preparation is None else self.preparation.input(inputs)
 
-    @torch.no_grad()
-    def run(self, inputs: Tensor) -> dict[str, Tensor]:
+    def run(self, inputs: Tensor, differentiable: bool = False) -> dict[str, Tensor]:
         """The tapped tensors for the student's input, in float32 where the teacher is prepared in half precision.
 
         Such a teacher computes in the precision it was given; any other runs under the student's autocast.
+
+        Args:
+            inputs: (N, 3, H, W), as the student gets them.
+            differentiable: keep the graph to `inputs`, for a loss on gradients; the weights stay frozen.
         """
-        if self.preparation is None or self.preparation.dtype is None:
-            return self._taps.run(self.view(inputs))[1]
-        with torch.autocast(inputs.device.type, enabled=False):
-            _, tapped = self._taps.run(self.view(inputs))
-        return {name: value.float() for name, value in tapped.items()}
+        with torch.set_grad_enabled(differentiable):
+            if self.preparation is None or self.preparation.dtype is None:
+                return self._taps.run(self.view(inputs))[1]
+            with torch.autocast(inputs.device.type, enabled=False):
+                _, tapped = self._taps.run(self.view(inputs))
+            return {name: value.float() for name, value in tapped.items()}
 
     def apply(self, function: Any) -> None:
         """Apply `function` to every parameter and buffer, as `nn.Module._apply` does; moves the teacher to a device."""

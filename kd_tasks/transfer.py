@@ -1,6 +1,6 @@
 """A transfer: one line of a recipe. Student tap, teacher tap, connector, loss, weight, and when it acts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ class Transfer(nn.Module):
         target: a tap of the student itself in place of the teacher's (self-distillation).
         connector: brings the student's tap to the shape that the loss needs; a short name or a config.
         teacher_connector: the same on the teacher's side.
+        context: which target the loss gets under a name of its own, such as `dict(label='mask')`.
         weight: a number, or a schedule, see `Weight`.
         begin: the moment from which the transfer acts, such as `epoch 5` or `iter 1000`.
         end: the moment from which it acts no more.
@@ -45,6 +46,7 @@ class Transfer(nn.Module):
         target: str | Sequence[str] | None = None,
         connector: str | Mapping[str, Any] | None = None,
         teacher_connector: str | Mapping[str, Any] | None = None,
+        context: Mapping[str, str] | None = None,
         weight: float | Mapping[str, Any] = 1.0,
         begin: str = "iter 0",
         end: str | None = None,
@@ -52,16 +54,18 @@ class Transfer(nn.Module):
         super().__init__()
         self.name = name
         self.where = f"model.transfers.{name}"
+        self.loss: Any = LOSSES.build(loss, f"{self.where}.loss") if isinstance(loss, Mapping) else loss
+        self.reads_teacher = getattr(self.loss, "reads_teacher", True)
         try:
-            self.student_taps, self.teacher_taps = named_taps(on, student, teacher, target)
+            self.student_taps, self.teacher_taps = named_taps(on, student, teacher, target, self.reads_teacher)
         except ValueError as error:
             raise UserError(f"{self.where}: {error}") from None
         self.own_target = target is not None
         self.several_student = not isinstance(student if on is None else on, str)
-        self.several_teacher = not isinstance(next(t for t in (on, teacher, target) if t is not None), str)
+        self.several_teacher = not isinstance(next((t for t in (on, teacher, target) if t is not None), ""), str)
         self.connector = build_connector(connector, f"{self.where}.connector")
         self.teacher_connector = build_connector(teacher_connector, f"{self.where}.teacher_connector")
-        self.loss: Any = LOSSES.build(loss, f"{self.where}.loss") if isinstance(loss, Mapping) else loss
+        self.renamed = _checked_names(context or {}, self.loss, f"{self.where}.context")
         self.weight = Weight(weight, f"{self.where}.weight")
         self.begin = Moment.parse(begin, f"{self.where}.begin")
         self.end = Moment.parse(end, f"{self.where}.end") if end is not None else None
@@ -76,6 +80,15 @@ class Transfer(nn.Module):
         return isinstance(self.loss, AdversarialLoss)
 
     @property
+    def needs_image_gradient(self) -> bool:
+        """Whether the loss differentiates what is tapped with respect to the picture."""
+        return bool(getattr(self.loss, "needs_image_gradient", False))
+
+    def reads(self, name: str) -> bool:
+        """Whether the loss reads `name` of the context as it is called there, not a target renamed to it."""
+        return name not in self.renamed and name in self.loss.context_names()
+
+    @property
     def ever_off(self) -> bool:
         """Whether there are moments at which this transfer does not act."""
         return self.end is not None or self.begin.value > 0 or min(self.weight.start, self.weight.end) == 0
@@ -88,19 +101,48 @@ class Transfer(nn.Module):
             return 0.0
         return self.weight.at(iteration, iterations_per_epoch)
 
-    def pair(self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> tuple[Tapped, Tapped]:
+    def pair(self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> tuple[Tapped, Tapped | None]:
         """The tensors to compare, through the connectors, out of those that were tapped."""
-        return (
-            _side(student, self.student_taps, self.several_student, self.connector),
-            _side(teacher, self.teacher_taps, self.several_teacher, self.teacher_connector),
-        )
+        ours = _side(student, self.student_taps, self.several_student, self.connector)
+        if not self.reads_teacher:
+            return ours, None
+        return ours, _side(teacher, self.teacher_taps, self.several_teacher, self.teacher_connector)
 
-    def forward(self, student: Tapped, teacher: Tapped, context: Mapping[str, Any]) -> Tensor:
+    def forward(self, student: Tapped, teacher: Tapped | None, context: Mapping[str, Any]) -> Tensor:
         """The loss of a pair, unweighted."""
-        return self.loss(student, teacher, **context)
+        return self.loss(student, teacher, **self.named(context))
 
-    def prepare(self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], context: Mapping[str, Any]) -> None:
-        """Give connectors and loss their sizes by probed taps, and try the transfer.
+    def named(self, context: Mapping[str, Any]) -> dict[str, Any]:
+        """`context` with the names that the loss knows.
+
+        Raises:
+            UserError: if there is no target of a name that the recipe gives.
+        """
+        missing = [target for target in self.renamed.values() if target not in context]
+        if missing:
+            known = ", ".join(context)
+            raise UserError(f"{self.where}.context: there is no target {missing[0]!r} in a batch; there are: {known}.")
+        return {**context, **{name: context[target] for name, target in self.renamed.items()}}
+
+    def show_modules(self, module: Callable[[str], nn.Module]) -> None:
+        """Hand the modules behind the teacher's taps to a loss that reads their weights.
+
+        Args:
+            module: the module behind a tap, by the tap's name.
+
+        Raises:
+            UserError: if they are not of the kind that the loss reads.
+        """
+        read = getattr(self.loss, "read_teacher", None)
+        if read is None:
+            return
+        try:
+            read([module(tap) for tap in self.teacher_taps])
+        except (AttributeError, ValueError) as error:
+            raise UserError(f"{self.where}: {error}") from error
+
+    def prepare(self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], image: Tensor) -> None:
+        """Give connectors and loss their sizes by probed taps of the picture `image`, and try the transfer.
 
         Raises:
             UserError: if the shapes do not fit, or if no gradient can reach the student.
@@ -110,13 +152,14 @@ class Transfer(nn.Module):
                 f"{self.where}: no gradient can reach the student from {', '.join(self.student_taps)}; the tap lies "
                 "before everything that trains, or the student's layers before it are frozen."
             )
+        context = _probed_context(image, student[self.student_taps[0]])
         try:
             self._size(student, teacher, context)
             missing = [name for name, needed in self.loss.context_names().items() if needed and name not in context]
             if missing:
                 return
             self.eval()
-            value = self(*self.pair(student, teacher), context)
+            value = self.loss(*self.pair(student, teacher), **context)
             self.train()
         except (UserError, ValueError, RuntimeError, AssertionError, IndexError) as error:
             raise UserError(f"{self.where}: {error}") from error
@@ -125,6 +168,8 @@ class Transfer(nn.Module):
         self._check_gradients(value, [student[tap] for tap in self.student_taps])
 
     def _size(self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], context: Mapping[str, Any]) -> None:
+        if not self.reads_teacher and (self.connector or self.teacher_connector) is not None:
+            raise UserError(f"{type(self.loss).__name__} reads no teacher, so that a connector has no size to reach.")
         if self.connector is not None:
             self.connector.prepare(student[self.student_taps[0]], teacher[self.teacher_taps[0]])
         if self.teacher_connector is not None:
@@ -146,8 +191,17 @@ class Transfer(nn.Module):
                 )
 
 
-def named_taps(on: Any, student: Any, teacher: Any, target: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def named_taps(
+    on: Any, student: Any, teacher: Any, target: Any, reads_teacher: bool = True
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The student's taps and those they are compared with, out of the four keys of a recipe.
+
+    Args:
+        on: the tap of both sides.
+        student: the student's tap, or several.
+        teacher: the teacher's tap, or several.
+        target: a tap of the student in place of the teacher's, or several.
+        reads_teacher: whether the loss has a teacher's side.
 
     Raises:
         ValueError: if the taps are named twice or not at all; the message does not say where.
@@ -156,6 +210,10 @@ def named_taps(on: Any, student: Any, teacher: Any, target: Any) -> tuple[tuple[
         raise ValueError("'on' names the tap of both sides; leave out 'student', 'teacher' and 'target', or 'on'.")
     if teacher is not None and target is not None:
         raise ValueError("'teacher' and 'target' exclude each other: a target is a tap of the student itself.")
+    if not reads_teacher:
+        if (on, teacher, target) != (None, None, None) or not student:
+            raise ValueError("this loss reads the student alone: give 'student', and no 'on', 'teacher' or 'target'.")
+        return ((student,) if isinstance(student, str) else tuple(student)), ()
     ours, theirs = (on, on) if on is not None else (student, teacher if teacher is not None else target)
     if not ours or not theirs:
         raise ValueError("a transfer needs a tap on both sides: 'on', or 'student' with 'teacher' or 'target'.")
@@ -168,6 +226,21 @@ def _side(taps: Mapping[str, Tensor], names: Sequence[str], several: bool, conne
         return [taps[name] for name in names]
     value = taps[names[0]]
     return value if connector is None else connector(value)
+
+
+def _checked_names(context: Mapping[str, str], loss: Any, where: str) -> dict[str, str]:
+    known = loss.context_names()
+    unknown = [name for name in context if name not in known]
+    if unknown:
+        reads = ", ".join(known) or "none"
+        raise UserError(f"{where}: {type(loss).__name__} reads no {unknown[0]!r}; the context it reads: {reads}.")
+    return dict(context)
+
+
+def _probed_context(image: Tensor, tapped: Tensor) -> dict[str, Tensor]:
+    """A stand-in for the context of a batch: the probe's pictures, their places, and the first class everywhere."""
+    label = torch.zeros(len(tapped), *tapped.shape[2:], dtype=torch.long)
+    return {"image": image, "index": torch.arange(len(image)), "label": label}
 
 
 def _reached(value: Tensor, tensors: Sequence[Tensor]) -> list[bool]:

@@ -180,7 +180,9 @@ def taps(values: Values, report: Report) -> None:
     """Each transfer has a tap on both sides, named once."""
     for name, transfer in _transfers(values).items():
         try:
-            named_taps(*(transfer.get(key) for key in ("on", "student", "teacher", "target")))
+            on, student, teacher, target = (transfer.get(key) for key in ("on", "student", "teacher", "target"))
+            reads_teacher = getattr(_loss_class(transfer.get("loss")), "reads_teacher", True)
+            named_taps(on, student, teacher, target, reads_teacher)
         except (ValueError, TypeError) as error:
             report.add(f"model.transfers.{name}", str(error))
 
@@ -210,8 +212,12 @@ def _check_schedulers(values: Values, has_critic: bool, report: Report) -> None:
 
 
 def _is_adversarial(loss: Any) -> bool:
-    target = LOSS.type_of(loss) if isinstance(loss, Mapping) else None
+    target = _loss_class(loss)
     return inspect.isclass(target) and issubclass(target, AdversarialLoss)
+
+
+def _loss_class(loss: Any) -> Any:
+    return LOSS.type_of(loss) if isinstance(loss, Mapping) else None
 
 
 def _transfers(values: Values) -> dict[str, Values]:

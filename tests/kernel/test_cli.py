@@ -1,10 +1,12 @@
 """The command line: what it answers, how it fails, what it hands to the library."""
 
+import itertools
 import json
 import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import cv2
 import pytest
@@ -12,7 +14,7 @@ import torch
 from run_folders import write_run
 from typer.testing import CliRunner
 
-from kd_tasks import __version__
+from kd_tasks import __version__, losses
 from kd_tasks.cli import app
 from kd_tasks.cli.shell import one_value_each
 from kd_tasks.engine.build import build_loader
@@ -97,8 +99,28 @@ def test_lists_name_what_there_is(what, entry):
 
 
 def test_losses_are_listed_with_their_papers():
-    line = next(line for line in run("list", "losses").output.splitlines() if line.strip().startswith("SoftTargets"))
-    assert len(line.split()) > 3
+    lines = run("list", "losses").output.splitlines()
+    assert lines[1].split() == ["name", "family", "taps", "paper", "year"]
+    soft = next(line for line in lines if line.strip().startswith("SoftTargets"))
+    assert soft.split()[:3] == ["SoftTargets", "logits", "logits"]
+    assert "Hinton" in soft
+    assert soft.split()[-1] == "2015"
+    families = [line.split()[1] for line in lines[2:] if line[1:2].isalpha()]
+    assert families.index("logits") < families.index("features") < families.index("relations")
+    assert len([f for a, f in itertools.pairwise(families) if a != f]) == len(set(families)) - 1
+
+
+def test_the_page_of_the_losses_is_not_stale():
+    page = Path(losses.__file__).parent / "README.md"
+    assert page.read_text() == run("list", "losses", "--markdown").output, (
+        "run: kd-tasks list losses --markdown > kd_tasks/losses/README.md"
+    )
+
+
+def test_the_page_is_of_losses_alone():
+    result = run("list", "plugins", "--markdown")
+    assert result.exit_code == 2
+    assert "kd-tasks list losses --markdown" in result.output
 
 
 def test_the_year_of_a_paper_is_said_once():

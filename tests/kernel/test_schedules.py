@@ -3,6 +3,7 @@
 import math
 
 import pytest
+from loss_cases import read
 
 from kd_tasks.errors import UserError
 from kd_tasks.schedules import Moment, Weight
@@ -37,6 +38,13 @@ def test_the_default_ramp_is_linear_from_nothing_to_one() -> None:
     assert [weight.at(i, 10) for i in (0, 5, 10, 20, 30)] == pytest.approx([0, 0.25, 0.5, 1, 1])
 
 
+def test_the_sigmoid_ramp_is_that_of_mean_teacher() -> None:
+    reference = read("mean_teacher")
+    weight = Weight({"until": "epoch 5", "ramp": "sigmoid"})
+    found = [weight.at(round(100 * epoch), 100) for epoch in reference["aux_rampup_epochs"]]
+    assert found == pytest.approx(list(reference["aux_sigmoid_rampup_len5"]), abs=1e-12)
+
+
 def test_cosine_ramp() -> None:
     weight = Weight({"start": 2.0, "end": 0.0, "until": "iter 8", "ramp": "cosine"})
     expected = [1 + math.cos(math.pi * i / 8) for i in range(9)]
@@ -67,7 +75,7 @@ def test_a_ramp_of_no_length_jumps() -> None:
         (None, "neither a number nor dict"),
         ({"start": 1.0}, "needs 'until'"),
         ({"until": "epoch 1", "stop": 3}, "unknown 'stop'; it takes begin, end, ramp, start, until"),
-        ({"until": "epoch 1", "ramp": "lin"}, r"weight\.ramp: 'lin' is none of linear, cosine, step"),
+        ({"until": "epoch 1", "ramp": "lin"}, r"weight\.ramp: 'lin' is none of linear, cosine, sigmoid, step"),
         ({"until": "soon"}, r"weight\.until: 'soon' is no moment"),
         ({"until": "epoch 1", "begin": "epoch 2"}, "begins at 'epoch 2', after its end 'epoch 1'"),
         ({"until": "epoch 1", "start": "much"}, r"weight\.start: 'much' is not a number"),
