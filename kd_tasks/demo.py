@@ -3,7 +3,7 @@
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -109,54 +109,80 @@ class _Demo:
         plugins.load_all()
 
     @property
-    def teacher(self) -> Path:
-        return self.out / "teacher"
+    def several(self) -> bool:
+        """Whether there are several teachers."""
+        return not isinstance(self.plan.teacher, str)
+
+    def teacher(self, name: str) -> Path:
+        return self.out / (f"teacher_{name}" if self.several else name)
 
     def alone(self, seed: int) -> Path:
         return self.out / f"alone_{seed}"
 
-    def distilled(self, seed: int) -> Path:
-        return self.out / f"distilled_{seed}"
+    def variant(self, name: str, seed: int) -> Path:
+        return self.out / f"{name}_{seed}"
+
+    def deployed(self, seed: int) -> Path:
+        """The distilled student that is exported."""
+        return self.variant(next(iter(self.plan.variants)), seed)
 
     def runs(self) -> Iterator[Path]:
         """The folders of all runs."""
-        yield self.teacher
+        yield from (self.teacher(name) for name in self.plan.teachers)
         for seed in self.seeds:
-            yield from (self.alone(seed), self.distilled(seed))
+            yield self.alone(seed)
+            yield from (self.variant(name, seed) for name in self.plan.variants)
 
     def compared(self) -> list[Path]:
         """Everything that is compared."""
-        artefacts = [self.distilled(seed) / name for seed in self.seeds for name in ARTEFACTS]
+        artefacts = [self.deployed(seed) / name for seed in self.seeds for name in ARTEFACTS]
         return [*self.runs(), *artefacts]
 
     def stages(self) -> list[Stage]:
         """The stages in their order."""
-        teacher = self.config(self.plan.teacher, self.teacher, None)
         twin = self.plan.twin
         stages = [Stage(f"Data: the synthetic twin {twin!r}", partial(self.write_data, twin), 0.0)] if twin else []
-        stages.append(self.training("Teacher", teacher, self.teacher))
+        for name, config in self.plan.teachers.items():
+            folder = self.teacher(name)
+            title = f"Teacher {name!r}" if self.several else "Teacher"
+            stages.append(self.training(title, self.config(config, folder, None), folder))
         for seed in self.seeds:
             alone = self.config(self.plan.alone, self.alone(seed), seed)
-            distilled = self.config(self.plan.distilled, self.distilled(seed), seed, self.teacher / STUDENT_FILE)
+            distilled = {name: self.taught(name, seed) for name in self.plan.variants}
+            stages.append(self.training(f"Student alone, seed {seed}", alone, self.alone(seed)))
+            for name, cfg in distilled.items():
+                title = "Student distilled" if name == "distilled" else f"Student distilled, {name}"
+                stages.append(self.training(f"{title}, seed {seed}", cfg, self.variant(name, seed)))
+            deployed = next(iter(distilled.values()))
             stages += [
-                self.training(f"Student alone, seed {seed}", alone, self.alone(seed)),
-                self.training(f"Student distilled, seed {seed}", distilled, self.distilled(seed)),
-                Stage(f"Export, seed {seed}: ONNX, int8, pt2", partial(self.export, distilled, seed), 0.0),
+                Stage(f"Export, seed {seed}: ONNX, int8, pt2", partial(self.export, deployed, seed), 0.0),
                 Stage(f"Evaluation of the exported files, seed {seed}", partial(self.evaluate, seed), 0.0),
             ]
         return stages
 
-    def config(self, name: str, folder: Path, seed: int | None, teacher: Path | None = None) -> Config:
-        """A shipped config with the demo's folders and seed."""
+    def taught(self, variant: str, seed: int) -> Config:
+        """The config of a distilled student, with the demo's teachers."""
+        weights = {name: str(self.teacher(name) / STUDENT_FILE) for name in self.plan.teachers}
+        places = {name: f"model.teachers.{name}" if self.several else "model.teacher" for name in weights}
+        options = {f"{places[name]}.checkpoint": file for name, file in weights.items()}
+        return self.config(self.plan.variants[variant], self.variant(variant, seed), seed, options)
+
+    def config(self, name: str, folder: Path, seed: int | None, options: Mapping[str, Any] | None = None) -> Config:
+        """A shipped config with the demo's folders and seed, and further `options`."""
         cfg = load_config(name)
-        options: dict[str, Any] = {"work_dir": str(folder)}
+        options = {"work_dir": str(folder), **(options or {})}
         if self.plan.twin:
-            options |= {f"{k}.dataset.data_root": str(self.out / DATA) for k in LOADERS if cfg.get(k) is not None}
+            roots = {k: cfg[k].dataset.data_root for k in LOADERS if cfg.get(k) is not None}
+            options |= {f"{k}.dataset.data_root": str(self.data(root)) for k, root in roots.items()}
         if seed is not None:
             options["randomness.seed"] = seed
-        if teacher is not None:
-            options["model.teacher.checkpoint"] = str(teacher)
         return load_config(name, options)
+
+    def data(self, root: str) -> Path:
+        """Where the demo keeps the data that a config reads from `root`."""
+        usual = Path("datasets") / f"{self.plan.twin}_twin"
+        written = self.out / DATA
+        return written / Path(root).relative_to(usual) if Path(root).is_relative_to(usual) else written
 
     def write_data(self, twin: str) -> bool:
         """Write the synthetic twin, whole or not at all."""
@@ -173,7 +199,7 @@ class _Demo:
 
     def export(self, cfg: Config, seed: int) -> bool:
         """Export the distilled student of `seed` in every format."""
-        folder = self.distilled(seed)
+        folder = self.deployed(seed)
         if all(_is_of(folder / name, folder / STUDENT_FILE) for name in ARTEFACTS):
             return False
         export_checkpoint(cfg, folder, "onnx", int8=True)
@@ -182,7 +208,7 @@ class _Demo:
 
     def evaluate(self, seed: int) -> bool:
         """Evaluate the exported files of `seed`; what was measured before is kept."""
-        measured = [measure_artefact(self.distilled(seed) / name)[1] for name in ARTEFACTS]
+        measured = [measure_artefact(self.deployed(seed) / name)[1] for name in ARTEFACTS]
         return any(measured)
 
 
@@ -214,11 +240,10 @@ def effort_of(cfg: Config) -> float:
     epochs = cfg.train_cfg.get("max_epochs") or cfg.train_cfg.get("max_iters", 1)
     shape = (1, 3, *size)
     work = (1 + BACKWARD) * multiply_adds(build_task_model(cfg).network, shape)
-    if cfg.model.get("teacher") is not None:
-        bare = Config(
-            {"model": {**cfg.model.to_dict(), "teacher": {**cfg.model.teacher.to_dict(), "checkpoint": None}}}
-        )
-        work += multiply_adds(build_teacher_model(bare).network, shape)
+    for teacher in (cfg.model.get("teacher"), *(cfg.model.get("teachers") or {}).values()):
+        if teacher is not None:
+            bare = {**cfg.model.to_dict(), "teacher": {**teacher.to_dict(), "checkpoint": None}, "teachers": None}
+            work += multiply_adds(build_teacher_model(Config({"model": bare})).network, shape)
     return float(epochs * work)
 
 
@@ -232,8 +257,9 @@ def _record_of(folder: Path) -> dict[str, Any] | None:
 
 
 def _teacher_hash(cfg: Config) -> str | None:
-    checkpoint = (cfg.model.get("teacher") or {}).get("checkpoint")
-    return sha256_of(checkpoint) if checkpoint and Path(checkpoint).is_file() else None
+    teachers = [cfg.model.get("teacher"), *(cfg.model.get("teachers") or {}).values()]
+    files = [Path(teacher["checkpoint"]) for teacher in teachers if teacher and teacher.get("checkpoint")]
+    return "+".join(sha256_of(file) for file in files if file.is_file()) or None
 
 
 def _is_of(artefact: Path, weights: Path) -> bool:

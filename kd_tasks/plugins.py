@@ -19,12 +19,29 @@ GROUP = "kd_tasks.plugins"
 
 @dataclass(frozen=True)
 class Demo:
-    """The configs that `kd-tasks demo` runs, by shipped name, and the data set that it writes first."""
+    """The configs that `kd-tasks demo` runs, by shipped name, and the data set that it writes first.
 
-    teacher: str
+    Attributes:
+        teacher: the teacher; or several, by the names that the distilled students' configs give them.
+        alone: the student alone.
+        distilled: the distilled student; or several, by a name, of which the first is the one to be deployed.
+        twin: the synthetic twin, which the configs read from `datasets/<twin>_twin` or a folder in it.
+    """
+
+    teacher: str | Mapping[str, str]
     alone: str
-    distilled: str
+    distilled: str | Mapping[str, str]
     twin: str | None = None
+
+    @property
+    def teachers(self) -> dict[str, str]:
+        """The teachers' configs by name; a single one is called `teacher`."""
+        return {"teacher": self.teacher} if isinstance(self.teacher, str) else dict(self.teacher)
+
+    @property
+    def variants(self) -> dict[str, str]:
+        """The distilled students' configs by name; a single one is called `distilled`."""
+        return {"distilled": self.distilled} if isinstance(self.distilled, str) else dict(self.distilled)
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from kd_tasks.evaluation.runs import (
     network_name,
     numbers,
     read_run,
+    teacher_name,
     trained_unlike,
 )
 from kd_tasks.paths import data_root
@@ -131,7 +132,7 @@ class _Group:
             path=run.folder,
             role=role,
             network=network_name(run.network),
-            variant=run.recipe,
+            variant=teacher_name(run, self.runs) if role == TEACHER else run.recipe,
             seed=run.seed,
             metrics=result.metrics,
             per_class=result.per_class,

@@ -234,13 +234,20 @@ class Comparison:
         """The first row of `role`."""
         return next((row for row in self.rows if row.role == role), None)
 
+    @property
+    def best_teacher(self) -> Row | None:
+        """The teacher with the best main metric, if there is any."""
+        teachers = [row for row in self.rows if row.role == TEACHER]
+        best = min if self.lower_is_better else max
+        return best(teachers, key=lambda row: self.score(row).mean, default=None)
+
     def score(self, row: Row | None) -> Spread:
         """The main metric of `row`."""
         return Spread(()) if row is None else row.spread("metrics", self.main_metric)
 
     def gap(self, row: Row) -> Gap:
-        """The share of the gap between student alone and teacher that `row` closes, from the means over the seeds."""
-        teacher, alone = self.row(TEACHER), self.row(ALONE)
+        """The share of the gap between student alone and best teacher that `row` closes, of means over the seeds."""
+        teacher, alone = self.best_teacher, self.row(ALONE)
         for needed, name in ((teacher, "teacher"), (alone, "student alone")):
             if needed is None:
                 return Gap(None, f"there is no run of the {name}")
@@ -270,10 +277,9 @@ class Comparison:
         return " ".join(filter(None, (self._outcome(distilled), self._gap_in_words(distilled), self._file_in_words())))
 
     def _outcome(self, distilled: Row) -> str:
-        teacher = self.row(TEACHER)
-        source = (
-            f"{distilled.network} distilled from {teacher.network}" if teacher else f"{distilled.network} distilled"
-        )
+        teachers = [row for row in self.rows if row.role == TEACHER]
+        taught = {0: "", 1: f" from {teachers[0].network}" if teachers else ""}
+        source = f"{distilled.network} distilled{taught.get(len(teachers), f' from {len(teachers)} teachers')}"
         reached = f"{source} reaches {self.score(distilled).shown()} {self.main_metric} on {self.data}"
         gain = self.gain(distilled)
         if not gain.finite:
@@ -289,7 +295,7 @@ class Comparison:
         gap = self.gap(distilled)
         if gap.share is None:
             return f"The share of the gap closed is undefined: {gap.reason}."
-        teacher = self.score(self.row(TEACHER)).shown()
+        teacher = self.score(self.best_teacher).shown()
         if gap.shown() in ("0 %", "-0 %") or gap.share < 0:
             return f"It closes nothing of the gap to the teacher ({teacher})."
         return f"It closes {gap.shown()} of the gap to the teacher ({teacher})."

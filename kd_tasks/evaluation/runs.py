@@ -57,8 +57,8 @@ class Run:
 
     @property
     def distilled(self) -> bool:
-        """Whether the run's model is a distiller."""
-        return self.cfg.model.get("type") == "Distiller"
+        """Whether the run's model is a distiller: it has a student."""
+        return "student" in self.cfg.model
 
     @property
     def network(self) -> dict[str, Any]:
@@ -68,14 +68,20 @@ class Run:
     @property
     def teachers(self) -> list[Mapping[str, Any]]:
         """Configs of the teachers; empty for a run without."""
-        several = self.cfg.model.get("teachers") or {}
+        return list(self.named_teachers.values())
+
+    @property
+    def named_teachers(self) -> dict[str, Mapping[str, Any]]:
+        """Configs of the teachers by name; a single one is called `teacher`."""
         single = self.cfg.model.get("teacher")
-        return [single] if single else list(several.values())
+        return {"teacher": single} if single else dict(self.cfg.model.get("teachers") or {})
 
     @property
     def recipe(self) -> str:
-        """Names of the transfers, joined by a plus sign."""
-        return " + ".join(self.cfg.model.get("transfers") or {})
+        """Names of the transfers, joined by a plus sign; after the kind of distiller, if it is not the plain one."""
+        transfers = " + ".join(self.cfg.model.get("transfers") or {})
+        kind = self.cfg.model.get("type")
+        return transfers if kind == "Distiller" or not transfers else f"{kind}: {transfers}"
 
     @property
     def curves(self) -> Path | None:
@@ -142,6 +148,12 @@ def _role_beside(run: Run, distilled: Sequence[Run]) -> str:
         f"{run.folder}: its network ({network_name(run.network)}) is neither the student of a distilled run "
         f"({students}) nor a teacher's, so it cannot be compared with them. Leave it out."
     )
+
+
+def teacher_name(run: Run, runs: Sequence[Run]) -> str:
+    """The name that distilled runs with several teachers give to `run`; empty if none was taught by it."""
+    several = [other.named_teachers for other in runs if len(other.named_teachers) > 1]
+    return next((name for named in several for name, cfg in named.items() if _loaded_from(run, cfg)), "")
 
 
 def _loaded_from(run: Run, teacher: Mapping[str, Any]) -> bool:
