@@ -213,8 +213,8 @@ class Distiller(TaskModel):
             teacher.connect(names if single else own_taps(name, names), probe)
 
     def _module_behind(self, transfer: Transfer, tap: str) -> nn.Module:
-        """The module that a tap of the teacher's side reads."""
-        if transfer.own_target:
+        """The module that a tap of the teacher's side reads, or of the student's where there is no other."""
+        if transfer.own_target or not transfer.reads_teacher:
             return self.network.get_submodule(tap.removesuffix(INPUT_SUFFIX))
         if len(self.teachers) == 1 and "teacher" in self.teachers:
             return self.teachers["teacher"].network.get_submodule(tap.removesuffix(INPUT_SUFFIX))

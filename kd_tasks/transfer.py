@@ -125,7 +125,7 @@ class Transfer(nn.Module):
         return {**context, **{name: context[target] for name, target in self.renamed.items()}}
 
     def show_modules(self, module: Callable[[str], nn.Module]) -> None:
-        """Hand the modules behind the teacher's taps to a loss that reads their weights.
+        """Hand the modules behind the teacher's taps to a loss that reads their weights; else those of the student's.
 
         Args:
             module: the module behind a tap, by the tap's name.
@@ -137,7 +137,7 @@ class Transfer(nn.Module):
         if read is None:
             return
         try:
-            read([module(tap) for tap in self.teacher_taps])
+            read([module(tap) for tap in self.teacher_taps or self.student_taps])
         except (AttributeError, ValueError) as error:
             raise UserError(f"{self.where}: {error}") from error
 

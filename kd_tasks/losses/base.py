@@ -89,7 +89,7 @@ class Loss(nn.Module, ABC):
         return {name: full_precision(value) for name, value in context.items() if name in names}
 
     @abstractmethod
-    def compute(self, student: Any, teacher: Any) -> Tensor:
+    def compute(self, student: Any, teacher: Any, *args: Any, **kwargs: Any) -> Tensor:
         """The formula, in full precision. Further parameters are context, given by name."""
 
 
@@ -131,7 +131,7 @@ class AdversarialLoss(Loss):
             return self.compute_critic(full_precision(detached(student)), full_precision(detached(teacher)), **chosen)
 
     @abstractmethod
-    def compute_critic(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def compute_critic(self, student: Any, teacher: Any, *args: Any, **kwargs: Any) -> Tensor:
         """The critic's formula; the same context names as `compute`."""
 
 

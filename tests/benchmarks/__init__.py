@@ -1,4 +1,4 @@
-"""Speed, as ratios to a loop or a formula that one would write by hand: `python -m tests.benchmarks`.
+"""Speed and memory, as ratios to a loop or a formula that one would write by hand: `python -m tests.benchmarks`.
 
 A module of this package with a function `run() -> list[Row]` is a benchmark. Both sides run in turns in one process, on
 one thread, so that whatever else the computer does slows both.
@@ -6,7 +6,7 @@ one thread, so that whatever else the computer does slows both.
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from kd_tasks.engine.progress import track
@@ -17,20 +17,22 @@ class Row:
     """One comparison.
 
     Attributes:
-        name: what was timed.
-        ours: seconds of each round.
-        reference: seconds of each round of what it is compared with.
-        limit: the ratio of the fastest rounds that is promised; None if it is only reported.
+        name: what was measured.
+        ours: seconds of each round, or another quantity of which less is better.
+        reference: the same of what it is compared with.
+        limit: the ratio of the smallest values that is promised; None if it is only reported.
+        unit: of the values: `s` for seconds, `B` for bytes, empty for a plain number.
     """
 
     name: str
     ours: list[float]
     reference: list[float]
     limit: float | None = None
+    unit: str = "s"
 
     @property
     def ratio(self) -> float:
-        """Fastest round against fastest round."""
+        """Smallest value against smallest value: of times, the fastest rounds."""
         return min(self.ours) / min(self.reference)
 
     @property
@@ -61,6 +63,12 @@ def in_turns(
         for side in (ours, reference) if number % 2 else (reference, ours):
             times[side].append(seconds(side))
     return Row(name, times[ours], times[reference], limit)
+
+
+def geometric_mean(name: str, rows: Sequence[Row], limit: float | None = None) -> Row:
+    """The geometric mean of the fastest rounds of `rows`."""
+    ours = statistics.geometric_mean(min(row.ours) for row in rows)
+    return Row(name, [ours], [statistics.geometric_mean(min(row.reference) for row in rows)], limit)
 
 
 def seconds(call: Callable[[], object]) -> float:

@@ -10,6 +10,8 @@ from rich.table import Table
 
 from tests import benchmarks
 
+WIDTH = 140  # of the table where the output is no terminal
+
 
 def main(names: list[str]) -> int:
     """Run the named benchmark modules, or all; 1 if a promised ratio is not kept."""
@@ -17,22 +19,31 @@ def main(names: list[str]) -> int:
     found = [m.name for m in pkgutil.iter_modules(benchmarks.__path__) if m.name != "__main__"]
     modules = [importlib.import_module(f"{benchmarks.__name__}.{name}") for name in names or found]
     rows = [row for module in modules if hasattr(module, "run") for row in module.run()]
-    Console().print(table(rows))
+    console = Console()
+    console.width = console.width if console.is_terminal else WIDTH
+    console.print(table(rows))
     return 0 if all(row.kept for row in rows) else 1
 
 
 def table(rows: list[benchmarks.Row]) -> Table:
     """One line a comparison."""
-    result = Table(title="time of ours / time by hand", title_justify="left")
+    result = Table(title="ours / by hand", title_justify="left")
     result.add_column("what")
-    for column in ("fastest", "median", "promised", "ours, s", "by hand, s"):
+    for column in ("fastest", "median", "promised", "ours", "by hand"):
         result.add_column(column, justify="right")
     for row in rows:
-        promised = "-" if row.limit is None else f"{row.limit:.2f}"
+        promised = "-" if row.limit is None else f"{row.limit:.3f}"
         ratio = f"{row.ratio:.3f}" if row.kept else f"[bold red]{row.ratio:.3f}"
-        times = (f"{min(row.ours):.4f}", f"{min(row.reference):.4f}")
-        result.add_row(row.name, ratio, f"{row.median_ratio:.3f}", promised, *times)
+        values = (shown(min(row.ours), row.unit), shown(min(row.reference), row.unit))
+        result.add_row(row.name, ratio, f"{row.median_ratio:.3f}", promised, *values)
     return result
+
+
+def shown(value: float, unit: str) -> str:
+    """A value with its unit, at a length that fits a table."""
+    if unit == "B":
+        return f"{value / 2**20:.2f} MiB"
+    return f"{value:.4f} {unit}" if unit else f"{value:.1e}"
 
 
 if __name__ == "__main__":

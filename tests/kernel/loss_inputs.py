@@ -73,6 +73,7 @@ def registered() -> dict[str, Callable[[], Loss]]:
 BUILDERS: dict[str, Callable[[], Loss]] = registered() | merged("SETTINGS")
 SHAPES = merged("SHAPES")
 CONTEXT = merged("CONTEXT")
+MADE = merged("MADE")
 
 MAPS = {"maps", "several maps", "logits"}
 
@@ -157,7 +158,14 @@ def built(name: str, inputs: Inputs, device: str = "cpu") -> Loss:
 def valued(loss: Loss, inputs: Inputs) -> Tensor:
     """The loss of `inputs`, always with the same random draws."""
     torch.manual_seed(1)
-    return loss(inputs.student, inputs.teacher, **inputs.context)
+    return called(loss, inputs)
+
+
+def called(loss: Loss, inputs: Inputs) -> Tensor:
+    """The loss of `inputs`, or of what `MADE` makes of them."""
+    make = MADE.get(type(loss).__name__, lambda *parts: parts)
+    student, teacher, context = make(inputs.student, inputs.teacher, inputs.context)
+    return loss(student, teacher, **context)
 
 
 def criticised(loss: Any, inputs: Inputs) -> Tensor:

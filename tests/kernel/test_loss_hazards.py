@@ -14,6 +14,8 @@ from kd_tasks.registry import LOSSES
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 UNDEFINED = merged("UNDEFINED")
 GROWS = merged("GROWS")
+STOPPED = merged("STOPPED")
+BEYOND_HALF = merged("BEYOND_HALF")
 
 
 def plain(loss: Loss) -> Inputs:
@@ -50,6 +52,8 @@ def identical(loss: Loss) -> Inputs:
 
 def alike(teacher: Side, student: Side) -> Side:
     """The teacher's side with the student's numbers wherever the shapes allow it."""
+    if teacher is None:
+        return None
     pool = leaves(student)
     taken = [
         next((s for s in (pool[i : i + 1] + pool) if s.shape == t.shape), t) for i, t in enumerate(leaves(teacher))
@@ -196,6 +200,9 @@ def test_value_and_gradient_are_finite(name: str, hazard: Callable[[Loss], Input
         with pytest.raises(ValueError, match=expected):
             valued(built(name, inputs, device), inputs)
         return
+    if (name, hazard.__name__) in BEYOND_HALF:
+        assert valued(built(name, inputs, device), inputs).isfinite()
+        inputs = inputs.mapped(Tensor.float)
     loss, inputs = built(name, inputs, device), tracked(inputs)
     value = valued(loss, inputs)
     assert value.shape == ()
@@ -294,7 +301,7 @@ def test_a_batch_twice_over_has_the_value_that_the_docstring_promises(name: str)
 def test_a_loss_differentiates_correctly(name: str) -> None:
     inputs = random_inputs(BUILDERS[name](), batch=3, size=(4, 3), dtype=torch.float64)
     loss = built(name, inputs).double().eval()
-    if getattr(loss, "detach_norm", False) or isinstance(getattr(loss, "gradient_of_the_value", True), str):
+    if getattr(loss, "detach_norm", False) or name in STOPPED:
         pytest.skip("the gradient is not that of the value, on purpose")
     given = leaves(inputs.student)
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from loss_cases import merged
-from loss_inputs import BUILDERS, Inputs, built, each, leaves, random_inputs
+from loss_inputs import BUILDERS, Inputs, built, called, each, leaves, random_inputs
 
 from kd_tasks.losses import AdversarialLoss
 
@@ -25,7 +25,7 @@ def test_fifty_steps_halve_the_loss(name: str) -> None:
     torch.manual_seed(1)
     values = []
     for _ in range(STEPS + 1):
-        value = loss(inputs.student, inputs.teacher, **inputs.context)
+        value = called(loss, inputs)
         values.append(value.item())
         optimiser.zero_grad()
         value.backward()

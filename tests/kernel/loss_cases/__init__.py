@@ -7,6 +7,11 @@ A module of this package may have
 - `SHAPES`: by loss, `(batch, (height, width)) -> (student shapes, teacher shapes)` where the word in `taps` does not
   say it; a list of shapes stands for a list of tensors;
 - `CONTEXT`: by name, how to make a context tensor, from the student's first tensor;
+- `MADE`: by loss, `(student, teacher, context) -> (student, teacher, context)`: what the loss is called with, where the
+  one must be computed from the other, made of the tensors that the tests change and differentiate by;
+- `STOPPED`: by loss or setting, what in its formula gets no gradient on purpose, so that it is not that of the value;
+- `BEYOND_HALF`: by `(loss or setting, hazard)`, why the slopes cannot be finite in float16: the value is tested as it
+  is, and the gradient by the same numbers in float32;
 - `UNDEFINED`: by `(loss or setting, hazard)`, the message of the error that an undefined case must raise;
 - `GROWS`: by loss or setting, the factor of the value when a batch is taken twice over (None: no simple one), where
   the docstring says that the loss is not invariant to it;
