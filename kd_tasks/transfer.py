@@ -1,6 +1,6 @@
 """A transfer: one line of a recipe. Student tap, teacher tap, connector, loss, weight, and when it acts."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,7 +25,8 @@ class Transfer(nn.Module):
         student: the student's tap, or several, which reach the loss as a list.
         teacher: the teacher's tap, `a.logits` where there are several teachers; or several.
         target: a tap of the student itself in place of the teacher's (self-distillation).
-        connector: brings the student's tap to the shape that the loss needs; a short name or a config.
+        connector: brings the student's tap to the shape that the loss needs; a short name or a config. Several taps
+            get one each.
         teacher_connector: the same on the teacher's side.
         context: which target the loss gets under a name of its own, such as `dict(label='mask')`.
         weight: a number, or a schedule, see `Weight`.
@@ -63,16 +64,20 @@ class Transfer(nn.Module):
         self.own_target = target is not None
         self.several_student = not isinstance(student if on is None else on, str)
         self.several_teacher = not isinstance(next((t for t in (on, teacher, target) if t is not None), ""), str)
-        self.connector = build_connector(connector, f"{self.where}.connector")
-        self.teacher_connector = build_connector(teacher_connector, f"{self.where}.teacher_connector")
+        ours, theirs = (len(taps) for taps in (self.student_taps, self.teacher_taps))
+        self.connector = _connectors(connector, ours, self.several_student, f"{self.where}.connector")
+        self.teacher_connector = _connectors(
+            teacher_connector, theirs, self.several_teacher, f"{self.where}.teacher_connector"
+        )
+        if (connector or teacher_connector) and self.reads_teacher and ours != theirs and 1 not in (ours, theirs):
+            raise UserError(
+                f"{self.where}: connectors lead from tap to tap, but there are {ours} of the student and {theirs} of "
+                "the teacher."
+            )
         self.renamed = _checked_names(context or {}, self.loss, f"{self.where}.context")
         self.weight = Weight(weight, f"{self.where}.weight")
         self.begin = Moment.parse(begin, f"{self.where}.begin")
         self.end = Moment.parse(end, f"{self.where}.end") if end is not None else None
-        if self.several_student and self.connector is not None:
-            raise UserError(f"{self.where}.connector: it joins one tap, but the student's are several.")
-        if self.several_teacher and self.teacher_connector is not None:
-            raise UserError(f"{self.where}.teacher_connector: it joins one tap, but the teacher's are several.")
 
     @property
     def adversarial(self) -> bool:
@@ -168,12 +173,11 @@ class Transfer(nn.Module):
         self._check_gradients(value, [student[tap] for tap in self.student_taps])
 
     def _size(self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], context: Mapping[str, Any]) -> None:
-        if not self.reads_teacher and (self.connector or self.teacher_connector) is not None:
+        if not self.reads_teacher and (self.connector is not None or self.teacher_connector is not None):
             raise UserError(f"{type(self.loss).__name__} reads no teacher, so that a connector has no size to reach.")
-        if self.connector is not None:
-            self.connector.prepare(student[self.student_taps[0]], teacher[self.teacher_taps[0]])
-        if self.teacher_connector is not None:
-            self.teacher_connector.prepare(teacher[self.teacher_taps[0]], student[self.student_taps[0]])
+        ours, theirs = [student[tap] for tap in self.student_taps], [teacher[tap] for tap in self.teacher_taps]
+        _size_connectors(self.connector, ours, theirs)
+        _size_connectors(self.teacher_connector, theirs, ours)
         first, second = self.pair(student, teacher)
         self.loss.prepare(first, second, **{k: v for k, v in context.items() if k in self.loss.context_names()})
 
@@ -221,11 +225,31 @@ def named_taps(
     return first, second
 
 
+def _connectors(cfg: str | Mapping[str, Any] | None, taps: int, several: bool, where: str) -> nn.Module | None:
+    """The connector of a tap, or a list of them for several taps; None without a config."""
+    if cfg is None or not several:
+        return build_connector(cfg, where)
+    built = (build_connector(cfg, where) for _ in range(taps))
+    return nn.ModuleList(part for part in built if part is not None)
+
+
+def _size_connectors(connector: nn.Module | None, own: Sequence[Tensor], others: Sequence[Tensor]) -> None:
+    """Size each tap's connector by its counterpart on the other side; by the first one where the numbers differ."""
+    if connector is None:
+        return
+    parts: Iterable[Any] = connector if isinstance(connector, nn.ModuleList) else [connector]
+    counterparts = others if len(own) == len(others) else [others[0]] * len(own)
+    for part, tap, other in zip(parts, own, counterparts, strict=True):
+        part.prepare(tap, other)
+
+
 def _side(taps: Mapping[str, Tensor], names: Sequence[str], several: bool, connector: nn.Module | None) -> Tapped:
-    if several:
-        return [taps[name] for name in names]
-    value = taps[names[0]]
-    return value if connector is None else connector(value)
+    values = [taps[name] for name in names]
+    if connector is None:
+        return values if several else values[0]
+    if not isinstance(connector, nn.ModuleList):
+        return connector(values[0])
+    return [join(value) for join, value in zip(connector, values, strict=True)]
 
 
 def _checked_names(context: Mapping[str, str], loss: Any, where: str) -> dict[str, str]:

@@ -45,8 +45,10 @@ def test_on_is_the_tap_of_both_sides() -> None:
         ({"on": "a", "teacher": "b"}, "'on' names the tap of both sides"),
         ({"on": "a", "target": "b"}, "'on' names the tap of both sides"),
         ({"student": "a", "teacher": "b", "target": "c"}, "'teacher' and 'target' exclude each other"),
-        ({"on": ["a", "b"], "connector": "pool"}, "connector: it joins one tap, but the student's are several"),
-        ({"student": "a", "teacher": ["b", "c"], "teacher_connector": "pool"}, "but the teacher's are several"),
+        (
+            {"student": ["a", "b"], "teacher": ["a", "b", "c"], "connector": "pool"},
+            "from tap to tap, but there are 2 of the student and 3 of the teacher",
+        ),
         ({"on": "a", "begin": "soon"}, "begin: 'soon' is no moment"),
         ({"on": "a", "end": "later"}, "end: 'later' is no moment"),
         ({"on": "a", "weight": {"end": 1}}, "weight: a weight that changes needs 'until'"),
@@ -91,6 +93,24 @@ def test_one_tap_against_several_drops_none() -> None:
     student, teacher = received[-1]
     assert student.shape == (2, 8, 8, 8)
     assert [tuple(t.shape) for t in teacher] == [(2, 6, 16, 16), (2, 12, 8, 8)]
+
+
+def test_each_of_several_taps_has_a_connector_of_its_own() -> None:
+    recipe = {"pair": {"on": ["stage1", "stage2"], "connector": "conv1x1", "loss": {"type": "ToyPaired"}}}
+    model = toys.distiller(transfers=recipe)
+    shapes = [tuple(part.layers[0].weight.shape[:2]) for part in model.transfers["pair"].connector]
+    assert shapes == [(6, 4), (12, 8)]
+    losses(model)["kd.pair"].backward()
+    assert all(p.grad.abs().max() > 0 for p in model.transfers["pair"].connector.parameters())
+
+
+def test_one_tap_with_a_connector_against_several() -> None:
+    class Spread(toys.Loss):
+        def compute(self, student: Tensor, teacher: Tensor) -> Tensor:
+            return torch.stack([(student - t).square().mean() for t in teacher]).sum()
+
+    recipe = {"some": {"student": "stage2", "teacher": ["stage2", "stage2"], "connector": "conv1x1", "loss": Spread()}}
+    assert losses(toys.distiller(transfers=recipe))["kd.some"] > 0
 
 
 # --- Time ------------------------------------------------------------------------------------------------------------
