@@ -160,8 +160,7 @@ class Transfer(nn.Module):
         context = _probed_context(image, student[self.student_taps[0]])
         try:
             self._size(student, teacher, context)
-            missing = [name for name, needed in self.loss.context_names().items() if needed and name not in context]
-            if missing:
+            if self.loss.missing(context):
                 return
             self.eval()
             value = self.loss(*self.pair(student, teacher), **context)

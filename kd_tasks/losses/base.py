@@ -37,7 +37,8 @@ class Loss(nn.Module, ABC):
     the second paragraph of the docstring as the formula.
 
     `smallest_batch` is how many samples the loss needs; a smaller batch is an error. A loss with `reads_teacher` off
-    has a student's side alone, and is called as `loss(student, **context)`.
+    has a student's side alone, and is called as `loss(student, **context)`. `one_of` names context of which at least
+    one must be given.
     """
 
     paper: ClassVar[str] = ""
@@ -47,7 +48,11 @@ class Loss(nn.Module, ABC):
     usual_tap: ClassVar[str] = ""
     smallest_batch: ClassVar[int] = 1
     reads_teacher: ClassVar[bool] = True
+    one_of: ClassVar[tuple[str, ...]] = ()
     detach_teacher: ClassVar[bool] = True
+
+    def __init__(self) -> None:
+        super().__init__()
 
     @classmethod
     @functools.cache
@@ -83,10 +88,17 @@ class Loss(nn.Module, ABC):
     def choose(self, context: Mapping[str, Any]) -> dict[str, Any]:
         """Of `context`, what `compute` names, in full precision."""
         names = self.context_names()
-        missing = [name for name, needed in names.items() if needed and name not in context]
+        missing = self.missing(context)
         if missing:
-            raise ValueError(f"{type(self).__name__} needs {', '.join(missing)} beside the student and the teacher.")
+            raise ValueError(f"{type(self).__name__} needs {missing} beside the student and the teacher.")
         return {name: full_precision(value) for name, value in context.items() if name in names}
+
+    def missing(self, context: Collection[str]) -> str:
+        """What `compute` needs and a context with these names lacks, in words; empty if nothing."""
+        lacking = [name for name, needed in self.context_names().items() if needed and name not in context]
+        if self.one_of and not set(self.one_of) & set(context):
+            lacking.append(" or ".join(self.one_of))
+        return ", ".join(lacking)
 
     @abstractmethod
     def compute(self, student: Any, teacher: Any, *args: Any, **kwargs: Any) -> Tensor:

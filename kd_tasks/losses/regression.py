@@ -149,6 +149,7 @@ class AttentiveHint(_Attentive):
     taps: ClassVar[str] = "embeddings"
     usual_weight: ClassVar[float] = 1.0
     usual_tap: ClassVar[str] = "embedding"
+    one_of: ClassVar[tuple[str, ...]] = ("teacher_error", "target")
 
     def __init__(self, spread: float | None = None, clamp: bool = False) -> None:
         super().__init__(spread, clamp)
