@@ -182,7 +182,7 @@ POSES = (draw(3, 6), draw(3, 6))
             r"teacher_error .*\(3,\), not \(3, 1\)",
         ),
         (AttentiveHint(), POSES, {}, "AttentiveHint needs teacher_error or target"),
-        (AttentiveHint(), POSES, {"target": draw(3, 6)}, "AttentiveHint needs teacher_error or target"),
+        (AttentiveHint(), POSES, {"target": draw(3, 6)}, "AttentiveHint needs the teacher's errors"),
         (AttentiveHint(), (draw(3, 6), draw(3, 7)), {"teacher_error": draw(3)}, r"\(3, 6\).*\(3, 7\)"),
         (HeatmapMimicry(), (draw(2, 3, 4, 4), draw(2, 3, 4, 5)), {}, r"\(2, 3, 4, 4\).*\(2, 3, 4, 5\)"),
         (HeatmapMimicry(), POSES, {}, r"HeatmapMimicry.*\(3, 6\)"),
