@@ -132,5 +132,6 @@ KERNEL_MODULES = (
     "kd_tasks.task",
     "kd_tasks.connectors",
     "kd_tasks.distiller",
+    "kd_tasks.methods.adaptive_aggregation",
     "kd_tasks.engine.runner",
 )

@@ -32,6 +32,9 @@ class FrozenTeacher:
             is then not folded; the running statistics stay untouched in both.
         name: the teacher's key in the config, for messages.
 
+    Attributes:
+        classes: names of its classes in the order of its logits, as the checkpoint records them; else empty.
+
     Raises:
         UserError: for an unknown mode, or a checkpoint that is missing or of another architecture.
     """
@@ -53,10 +56,11 @@ class FrozenTeacher:
         if (mean is None) != (std is None):
             raise UserError(f"{self.where}: 'mean' and 'std' belong together; give both or neither.")
         self.network: nn.Module = NETWORKS.build(network, self.where) if isinstance(network, Mapping) else network
+        self.classes: tuple[str, ...] = ()
         if checkpoint is not None:
-            from kd_tasks.engine.checkpoints import load_network
+            from kd_tasks.engine.checkpoints import class_names, load_network
 
-            load_network(self.network, checkpoint, f"{self.where}.checkpoint")
+            self.classes = class_names(load_network(self.network, checkpoint, f"{self.where}.checkpoint"))
         self.network.eval().requires_grad_(False)
         self.mode = mode
         self.size = tuple(size) if size is not None else None

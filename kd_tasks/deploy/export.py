@@ -36,7 +36,8 @@ def export(
 ) -> Path:
     """Write the network of `model` to `path`, and its manifest beside it. `model` is left as it was.
 
-    A float32 copy in eval mode is exported, with a batch of any size. The file is then read back and compared with
+    A float32 copy in eval mode is exported, with a batch of any size; a network that has a method `deploy` drops by it
+    what only training needs. The file is then read back and compared with
     the network, on noise and on `inputs`, before it takes the place of an older one.
 
     Args:
@@ -117,6 +118,9 @@ def _check(differences: dict[str, float], references: Sequence[Outputs], path: P
 
 def _float_copy(network: nn.Module) -> nn.Module:
     copied = copy.deepcopy(network).to("cpu", torch.float32).to(memory_format=torch.contiguous_format)
+    reduce = getattr(copied, "deploy", None)
+    if reduce is not None:
+        reduce()
     return copied.eval().requires_grad_(False)
 
 

@@ -54,7 +54,7 @@ def loader_with_defaults(loader: Mapping[str, Any], shuffle: bool) -> dict[str, 
 
 def is_distillation(cfg: Mapping[str, Any]) -> bool:
     """Whether the config trains a student with transfers."""
-    return cfg["model"].get("type") == "Distiller"
+    return "student" in cfg["model"]
 
 
 def training_size(cfg: Mapping[str, Any]) -> tuple[int, int] | None:
@@ -89,7 +89,7 @@ def transformed_size(transforms: Iterable[Mapping[str, Any]]) -> tuple[int, int]
 def deployed_model_config(cfg: Mapping[str, Any]) -> dict[str, Any]:
     """The config of the task model that is tested and exported: a distiller's student, or the model itself."""
     model = dict(cfg["model"])
-    if model.get("type") != "Distiller":
+    if "student" not in model:
         return {k: v for k, v in model.items() if k != "checkpoint"}
     shared = {k: model[k] for k in ("criterion", "decoder", "data_preprocessor") if k in model}
     return {"type": "TaskModel", "network": model["student"], **shared}

@@ -99,6 +99,13 @@ def save_student(network: nn.Module, path: str | Path, meta: Mapping[str, Any]) 
     save({"state_dict": state, "meta": {**meta, "kd_tasks": __version__}}, path)
 
 
+def class_names(meta: Mapping[str, Any]) -> tuple[str, ...]:
+    """The classes in the order of the logits, out of a checkpoint's meta information; empty where it has none."""
+    dataset = meta.get("dataset")
+    found = meta.get("classes") or (dataset.get("classes") if isinstance(dataset, Mapping) else None)
+    return tuple(str(name) for name in found) if isinstance(found, list | tuple) else ()
+
+
 def latest_checkpoint(folder: str | Path) -> Path | None:
     """The newest `epoch_N.pth` or `iter_N.pth` of a run folder, by the iteration that it was written in."""
     found = [(int(m[1]), f) for f in Path(folder).glob("*.pth") if (m := re.fullmatch(r"(?:epoch|iter)_(\d+)", f.stem))]

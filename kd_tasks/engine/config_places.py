@@ -57,6 +57,7 @@ from kd_tasks.engine.config_schema import (
 from kd_tasks.engine.runner import OWN_HOOKS, DistillRunner
 from kd_tasks.errors import UserError
 from kd_tasks.inference import Preparation
+from kd_tasks.methods.adaptive_aggregation import RISKS
 from kd_tasks.registry import (
     CONNECTORS,
     CRITERIA,
@@ -144,6 +145,7 @@ MODEL = Part(
         "decoder": DECODER,
         "data_preprocessor": PREPROCESSOR,
         "task_weight": WEIGHT,
+        "risk": Part(CRITERION.source, WITHIN, short=OneOf(lambda: RISKS, "risk")),
     },
 )
 

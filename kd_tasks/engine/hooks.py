@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from kd_tasks.distiller import Distiller
 from kd_tasks.engine.checkpoints import read_checkpoint, save_student
-from kd_tasks.engine.classes import refuse_missing_classes
+from kd_tasks.engine.classes import class_order, refuse_missing_classes, refuse_other_label_order
 from kd_tasks.engine.compat import gradient_norms
 from kd_tasks.engine.progress import progress_bar
 from kd_tasks.errors import UserError
@@ -33,6 +33,11 @@ def trained_network(runner: Runner) -> nn.Module:
     """The network that is validated and deployed: the running average where an `EMAHook` keeps one."""
     averages = [hook.ema_model.module for hook in runner.hooks if isinstance(hook, EMAHook)]
     return (averages or [bare_model(runner)])[-1].network
+
+
+def label_order(runner: Runner) -> list[str]:
+    """The classes of the training data in the order of their labels; empty where the data do not name them."""
+    return class_order(getattr(runner.train_dataloader.dataset, "metainfo", None))
 
 
 @HOOKS.register_module()
@@ -57,6 +62,7 @@ class TrainingScalars(RuntimeInfoHook):
         super().before_train(runner)
         dataset = runner.train_dataloader.dataset
         refuse_missing_classes(runner.cfg.get("model") or {}, getattr(dataset, "metainfo", None))
+        refuse_other_label_order(bare_model(runner), label_order(runner))
         self._file = Path(runner.work_dir) / SCALARS_FILE
         if is_main_process():
             _keep_until(self._file, runner.iter)
@@ -208,7 +214,12 @@ class Checkpoints(Hook):
         if self._best is not None and (value <= self._best if self.rule == "greater" else value >= self._best):
             return
         self._best = value
-        meta = {"iter": runner.iter, "epoch": runner.epoch, "metrics": {name: value}}
+        meta = {
+            "iter": runner.iter,
+            "epoch": runner.epoch,
+            "metrics": {name: value},
+            "classes": label_order(runner),
+        }
         save_student(trained_network(runner), Path(runner.work_dir) / BEST_FILE, meta)
 
     def _save(self, runner: Runner, filename: str, by_epoch: bool) -> None:

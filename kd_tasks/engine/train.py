@@ -17,7 +17,7 @@ from kd_tasks.engine.compat import start_process_group, with_amp
 from kd_tasks.engine.config_check import check_config
 from kd_tasks.engine.evaluate import EvaluationResult, evaluate
 from kd_tasks.engine.files import digest, sha256_of, write_json
-from kd_tasks.engine.hooks import trained_network
+from kd_tasks.engine.hooks import label_order, trained_network
 from kd_tasks.engine.runner import DistillRunner
 from kd_tasks.errors import UserError
 
@@ -83,7 +83,7 @@ def _make(folder: Path) -> None:
 
 
 def _finish(runner: DistillRunner, cfg: Config, folder: Path) -> None:
-    meta = {"iter": runner.iter, "epoch": runner.epoch, "seed": runner.seed}
+    meta = {"iter": runner.iter, "epoch": runner.epoch, "seed": runner.seed, "classes": label_order(runner)}
     if is_main_process():
         save_student(trained_network(runner), folder / STUDENT_FILE, meta)
     barrier()

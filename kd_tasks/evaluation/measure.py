@@ -109,8 +109,8 @@ def measure_likeness(run: Run, pupil: Run, teacher_weights: Path) -> dict[str, f
         teacher_weights: the teacher's checkpoint.
 
     Returns:
-        `agreement` in percent, `kl` in nats and `cka`; empty for networks without `logits`. Kept in `fidelity.json`
-        of the run's folder for as long as both checkpoints stay the same.
+        `agreement` in percent, `kl` in nats and `cka`; empty for networks without `logits`, or with another number of
+        classes. Kept in `fidelity.json` of the run's folder for as long as both checkpoints stay the same.
     """
     taps = compared_taps(pupil)
     key = {
@@ -151,7 +151,7 @@ def _likeness(run: Run, pupil: Run, weights: Path, taps: Sequence[tuple[str, str
     own = Taps(student.network, [tap for tap, _ in taps], probe, "student")
     other = Taps(teacher.network, [tap for _, tap in taps], teacher.view(probe), "teacher")
     outputs = own.run(probe)[0], other.run(teacher.view(probe))[0]
-    if any(LOGITS not in found for found in outputs):
+    if any(LOGITS not in found for found in outputs) or len({found[LOGITS].shape[1] for found in outputs}) > 1:
         return {}
     is_map = outputs[0][LOGITS].dim() == MAP_DIMENSIONS and "mask" in first["targets"]
 

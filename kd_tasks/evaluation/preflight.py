@@ -24,7 +24,7 @@ from kd_tasks.engine.build import (
     training_size,
     with_defaults,
 )
-from kd_tasks.engine.classes import refuse_missing_classes, spare_classes
+from kd_tasks.engine.classes import class_order, refuse_missing_classes, refuse_other_label_order, spare_classes
 from kd_tasks.engine.config_check import check_config
 from kd_tasks.engine.evaluate import EvaluationResult, evaluate
 from kd_tasks.registry import TASK_MODELS
@@ -163,7 +163,8 @@ def preflight(cfg: Config, batches: int = 4) -> Preflight:
     if "test" in loaders and cfg.get("test_evaluator") is not None:
         found.teachers = _measured_teachers(cfg, loaders["test"], batches)
     if "train" in loaders:
-        found.pulls = _pulls(cfg, next(iter(build_loader(cfg["train_dataloader"], shuffle=True))))
+        batch = next(iter(build_loader(cfg["train_dataloader"], shuffle=True)))
+        found.pulls = _pulls(cfg, batch, class_order(metainfo))
     found.warnings = [
         *spare_classes(cfg["model"], metainfo),
         *_teacher_warnings(cfg, found.teachers),
@@ -244,11 +245,12 @@ def _teacher_warnings(cfg: Config, measured: Mapping[str, EvaluationResult]) -> 
 # --- Terms -----------------------------------------------------------------------------------------------------------
 
 
-def _pulls(cfg: Config, batch: Mapping[str, Any]) -> list[Pull]:
+def _pulls(cfg: Config, batch: Mapping[str, Any], classes: Sequence[str]) -> list[Pull]:
     torch.manual_seed((cfg.get("randomness") or {}).get("seed") or 0)
     if not is_distillation(cfg):
         return _pulls_at(TASK_MODELS.build(with_defaults(cfg)["model"], "model").to(get_device()), batch, 0)
     model = build_distiller(cfg).to(get_device())
+    refuse_other_label_order(model, classes)
     length = len(build_loader(cfg["train_dataloader"]))
     found: dict[str, Pull] = {}
     for moment in sorted({0, *_beginnings(model, length)}):

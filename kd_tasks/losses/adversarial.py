@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from kd_tasks.losses.base import AdversarialLoss, check_option, check_positive, check_same_shape
+from kd_tasks.losses.logits import check_not_negative, check_share, labels_of_size
 
 TINY = 1e-20
 
@@ -209,7 +210,8 @@ class ConditionalAdversarial(PreparedCritic):
         width, depth, dropout: of the critic, see `LogitCritic`.
         critic: another one, `critic(logits (M, K)) -> (M, K + 2)`.
 
-    Context: `label` (N,), or (N, H, W) for maps. Rows with a label outside 0..K-1 have no class part.
+    Context: `label` (N,), or (N, H, W) for maps; maps of another size are resized by nearest neighbour. Rows with a
+    label outside 0..K-1 have no class part.
 
     Shapes: logits (N, K) or (N, K, H, W), the same for both; every pixel is a sample for the critic. Invariant to the
     batch size.
@@ -280,11 +282,7 @@ class ConditionalAdversarial(PreparedCritic):
     def rows(self, student: Tensor, teacher: Tensor, label: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits (M, K) of both and labels (M,), where M counts samples, or the pixels of maps."""
         self.check(student, teacher)
-        if label.shape != student[:, 0].shape:
-            raise ValueError(
-                f"ConditionalAdversarial: labels of shape {tuple(label.shape)} do not fit logits of shape "
-                f"{tuple(student.shape)}."
-            )
+        label = labels_of_size(student, label, self)
         first, second = (logits.movedim(1, -1).reshape(-1, logits.shape[1]) for logits in (student, teacher))
         return first, second, label.reshape(-1)
 
@@ -719,18 +717,6 @@ def known_cross_entropy(scores: Tensor, label: Tensor) -> Tensor:
     known = (label >= 0) & (label < scores.shape[1])
     terms = F.cross_entropy(scores, torch.where(known, label, 0), reduction="none")
     return torch.where(known, terms, 0.0).sum() / known.sum().clamp(min=1)
-
-
-def check_not_negative(value: float, name: str, loss: nn.Module) -> None:
-    """Raise `ValueError` if the argument `name` of `loss` is below zero."""
-    if not value >= 0:
-        raise ValueError(f"{type(loss).__name__}: {name} must not be negative, but is {value!r}.")
-
-
-def check_share(value: float, name: str, loss: nn.Module) -> None:
-    """Raise `ValueError` unless the argument `name` of `loss` is in 0..1."""
-    if not 0 <= value <= 1:
-        raise ValueError(f"{type(loss).__name__}: {name} must be in 0..1, not {value!r}.")
 
 
 def _told_apart(scores: Tensor, true: Tensor, false: Tensor) -> Tensor:

@@ -96,8 +96,8 @@ class DAFLEntropy(RelationalLoss):
     Shapes: logits (N, K) or (N, K, ...), called as `loss(logits)`. The value belongs to the batch. It lies between
     -log10 K, for classes in balance, and 0.
 
-    *Deviations*: a class that no picture shows adds 0; the authors' code gives NaN there. The paper's form is known at
-    second hand.
+    *Deviations*: the default is the authors' code. A class that no picture shows adds 0; the authors' code gives NaN
+    there. The paper's form is known at second hand.
     """
 
     Form = Literal["code", "paper"]

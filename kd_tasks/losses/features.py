@@ -28,7 +28,7 @@ from kd_tasks.losses.layers import (
     factor_width,
     reconstruction_error,
 )
-from kd_tasks.losses.logits import softened_kl
+from kd_tasks.losses.logits import labels_at, softened_kl
 
 EPS = 1e-12
 SMALLEST_VARIANCE = 1e-4
@@ -113,9 +113,10 @@ class AttentionTransfer(Loss):
     Shapes: maps (N, C, H, W) with the same N, H, W; the numbers of channels are free. Invariant to the batch size. The
     form `code` divides by H * W as well.
 
-    *Deviations*: the norm in the form `paper` is Euclidean for every p. Features beyond 1 in size are scaled down
-    before the power, which changes neither value nor gradient and keeps large features from overflowing.
-    Maps of different sizes are an error here; some libraries pool the larger *features*, which a connector can do.
+    *Deviations*: the default is the authors' code, a mean of squares. The norm in the form `paper` is Euclidean for
+    every p. Features beyond 1 in size are scaled down before the power, which changes neither value nor gradient and
+    keeps large features from overflowing. Maps of different sizes are an error here; some libraries pool the larger
+    *features*, which a connector can do.
     """
 
     Form = Literal["code", "paper"]
@@ -586,9 +587,11 @@ class GradientAttention(Loss):
 
     Args:
         squared: the square of the distance.
+        ignore_index: label that takes no part. With more than 255 classes 255 is a class and takes part.
 
     Context: `image` (N, ...), which must require a gradient and be what both sides' logits were computed from; `label`,
-    class indices (N,), or (N, H, W) for maps of logits, where the cross-entropy is summed over pixels.
+    class indices (N,), or (N, H, W) for maps of logits, where the cross-entropy is summed over all labelled pixels;
+    maps of another size are resized by nearest neighbour.
 
     Shapes: logits (N, K) or (N, K, H, W), the same for both. Invariant to the batch size, as far as the network
     computes each sample by itself: batch normalisation in training mode does not.
@@ -608,9 +611,10 @@ class GradientAttention(Loss):
     detach_teacher: ClassVar[bool] = False
     needs_image_gradient: ClassVar[bool] = True
 
-    def __init__(self, squared: bool = False) -> None:
+    def __init__(self, squared: bool = False, ignore_index: int = 255) -> None:
         super().__init__()
         self.squared = squared
+        self.ignore_index = ignore_index
 
     def choose(self, context: Mapping[str, Any]) -> dict[str, Any]:
         """As for every loss, but the image stays the very tensor that the logits depend on."""
@@ -618,8 +622,9 @@ class GradientAttention(Loss):
 
     def compute(self, student: Tensor, teacher: Tensor, image: Tensor, label: Tensor) -> Tensor:
         check_same_shape(student, teacher, self)
-        ours = sensitivity(student, image, label, "GradientAttention: the student's logits")
-        theirs = sensitivity(teacher, image, label, "GradientAttention: the teacher's logits", trained=False)
+        labels = labels_at(student, label, self.ignore_index, self)
+        ours = sensitivity(student, image, *labels, "GradientAttention: the student's logits")
+        theirs = sensitivity(teacher, image, *labels, "GradientAttention: the teacher's logits", trained=False)
         return mean_length(ours - theirs, self.squared)
 
 
@@ -633,10 +638,12 @@ class GradientSymmetry(Loss):
 
     Args:
         squared: the square of the distance.
+        ignore_index: label that takes no part. With more than 255 classes 255 is a class and takes part.
 
     Context: `image` (N, C, H, W) and `mirrored`, the same flipped along W; both must require a gradient and be what the
     student's logits were computed from. `label`, class indices (N,), or (N, H, W) for maps of logits, where the
-    cross-entropy is summed over pixels and the second logits are those of the flipped label.
+    cross-entropy is summed over all labelled pixels and the second logits are those of the flipped label; maps of
+    another size are resized by nearest neighbour.
 
     Shapes: the student's side is a list, the logits (N, K) or (N, K, H, W) of `image` and those of `mirrored`.
     Invariant to the batch size, as far as the network computes each sample by itself.
@@ -655,9 +662,10 @@ class GradientSymmetry(Loss):
     reads_teacher: ClassVar[bool] = False
     needs_image_gradient: ClassVar[bool] = True
 
-    def __init__(self, squared: bool = False) -> None:
+    def __init__(self, squared: bool = False, ignore_index: int = 255) -> None:
         super().__init__()
         self.squared = squared
+        self.ignore_index = ignore_index
 
     def choose(self, context: Mapping[str, Any]) -> dict[str, Any]:
         """As for every loss, but the pictures stay the very tensors that the logits depend on."""
@@ -669,9 +677,10 @@ class GradientSymmetry(Loss):
         if isinstance(student, Tensor) or len(student) != 2:
             raise ValueError(f"GradientSymmetry reads the logits of two pictures, not {counted(student, ())}.")
         check_same_shape(student[0], student[1], self)
-        flipped_label = label.flip(2) if label.ndim == 3 else label
-        straight = sensitivity(student[0], image, label, "GradientSymmetry: the logits of the image")
-        turned = sensitivity(student[1], mirrored, flipped_label, "GradientSymmetry: the logits of the mirrored image")
+        labels = labels_at(student[0], label, self.ignore_index, self)
+        label, counts = (x.flip(2) if x.ndim == 3 else x for x in labels)
+        straight = sensitivity(student[0], image, *labels, "GradientSymmetry: the logits of the image")
+        turned = sensitivity(student[1], mirrored, label, counts, "GradientSymmetry: the logits of the mirrored image")
         return mean_length(straight - turned.flip(-1), self.squared)
 
 
@@ -750,11 +759,12 @@ class FactorTransfer(SizedLoss):
 
     Shapes: maps (N, C, H, W) with the same N, H, W; the numbers of channels are free. Invariant to the batch size.
 
-    *Deviations*: the paper trains the paraphraser before the student. Without weights for it, the loss has the
-    reconstruction error as a second term; the two do not mix: the factors' term never trains the paraphraser, and the
-    reconstruction never reaches the student. A factor shorter than 1e-6 has no direction and gets no gradient; the
-    authors' code gives it one of the order of 1e9. The translator has no batch normalisation, which RepDistiller adds;
-    RepDistiller also averages the factor over channels first, which is another loss.
+    *Deviations*: the reconstruction error is that of the authors' code, not of equation 1, unless asked for. The paper
+    trains the paraphraser before the student. Without weights for it, the loss has the reconstruction error as a second
+    term; the two do not mix: the factors' term never trains the paraphraser, and the reconstruction never reaches the
+    student. A factor shorter than 1e-6 has no direction and gets no gradient; the authors' code gives it one of the
+    order of 1e9. The translator has no batch normalisation, which RepDistiller adds; RepDistiller also averages the
+    factor over channels first, which is another loss.
     """
 
     paper: ClassVar[str] = (
@@ -1140,15 +1150,17 @@ def pooled(features: Tensor) -> Tensor:
     return features.flatten(2).mean(dim=2) if features.ndim > 2 else features
 
 
-def sensitivity(logits: Tensor, image: Tensor, label: Tensor, what: str, trained: bool = True) -> Tensor:
-    """`d CE / d image` of each sample, differentiable once more where it is `trained`.
+def sensitivity(
+    logits: Tensor, image: Tensor, label: Tensor, counts: Tensor, what: str, trained: bool = True
+) -> Tensor:
+    """`d CE / d image` of each sample, of the labels that count, differentiable once more where it is `trained`.
 
     Raises:
         ValueError: if `logits`, called `what`, were not computed from `image` with a graph.
     """
     slope = None
     if image.requires_grad and logits.requires_grad:
-        loss = F.cross_entropy(logits, label, reduction="sum")
+        loss = F.cross_entropy(logits, label, reduction="none").where(counts, 0.0).sum()
         (slope,) = torch.autograd.grad(loss, image, retain_graph=True, create_graph=trained, allow_unused=True)
     if slope is None:
         raise ValueError(f"{what} do not depend on the picture given, or it requires no gradient.")

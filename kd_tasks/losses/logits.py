@@ -123,8 +123,9 @@ class PixelWise(Loss):
 
     Shapes: logits (N, K, H, W), the same for both.
 
-    *Deviations*: cross-entropy as in the authors' code, where the paper writes KL; the value is higher by the teacher's
-    entropy, the gradient is the same. The factor T^2 is ours and is 1 at the default.
+    *Deviations*: the default is the sum over the batch of the authors' code, where the paper writes the loss of one
+    picture; cross-entropy as in their code, where the paper writes KL: the value is higher by the teacher's entropy,
+    the gradient is the same. The factor T^2 is ours and is 1 at the default.
     """
 
     Reduction = Literal["batch_sum", "mean"]
@@ -556,16 +557,17 @@ class PatientPrediction(Loss):
 
     Args:
         temperature: T, above 0. The paper tries 5, 10 and 20.
-        reduction: `element_mean` divides by the number of classes as well, as the authors' code does and their weights
-            assume; `mean` over samples alone is the paper's, K times as much.
+        reduction: over the classes: `mean` as in the authors' code, which their weights assume; `sum` as in the paper,
+            K times as much.
 
     Shapes: logits (N, K) or (N, K, ...), the same for both. Invariant to the batch size.
 
-    *Deviations*: KL as in the authors' code, where the paper writes the cross-entropy; the gradient is the same. The
-    factor T^2 is the code's too. The authors cast the result to float16, which ours stays clear of.
+    *Deviations*: the default is the mean of the authors' code. KL as in their code, where the paper writes the
+    cross-entropy; the gradient is the same. The factor T^2 is the code's too. The authors cast the result to float16,
+    which ours stays clear of.
     """
 
-    Reduction = Literal["element_mean", "mean"]
+    Reduction = Literal["mean", "sum"]
 
     paper: ClassVar[str] = "Sun et al., Patient Knowledge Distillation for BERT Model Compression, EMNLP 2019"
     year: ClassVar[int] = 2019
@@ -573,7 +575,7 @@ class PatientPrediction(Loss):
     usual_weight: ClassVar[float] = 0.5
     usual_tap: ClassVar[str] = "logits"
 
-    def __init__(self, temperature: float = 10.0, reduction: Reduction = "element_mean") -> None:
+    def __init__(self, temperature: float = 10.0, reduction: Reduction = "mean") -> None:
         super().__init__()
         check_positive(temperature, "temperature", self)
         check_option(reduction, get_args(self.Reduction), "reduction", self)
@@ -582,8 +584,8 @@ class PatientPrediction(Loss):
 
     def compute(self, student: Tensor, teacher: Tensor) -> Tensor:
         check_same_shape(student, teacher, self)
-        mean = softened_kl(student, teacher, self.temperature, dim=1).mean()
-        return mean / student.shape[1] if self.reduction == "element_mean" else mean
+        value = softened_kl(student, teacher, self.temperature, dim=1).mean()
+        return value / student.shape[1] if self.reduction == "mean" else value
 
 
 class DKD(Loss):
@@ -651,8 +653,8 @@ class DKD(Loss):
 class DIST(RelationalLoss):
     """Distillation from a stronger teacher: the student's probabilities shall correlate with the teacher's.
 
-    `tau^2 * (beta * (1 - mean over samples of r) + gamma * (1 - mean over classes of r))` of the probabilities
-    `softmax(logits / tau)`: r is Pearson's correlation of the student's with the teacher's, for a sample over the
+    `T^2 * (beta * (1 - mean over samples of r) + gamma * (1 - mean over classes of r))` of the probabilities
+    `softmax(logits / T)`: r is Pearson's correlation of the student's with the teacher's, for a sample over the
     classes, for a class over the batch. In maps every pixel is a sample.
 
     Huang et al. 2022, equations 8 to 11 (arXiv 2205.10536).
@@ -660,13 +662,13 @@ class DIST(RelationalLoss):
     Args:
         beta: weight of the relation between classes, from 0.
         gamma: weight of the relation within a class, from 0.
-        tau: temperature, above 0; 1 on ImageNet and 4 on CIFAR-100.
+        temperature: T, above 0; the paper's tau, 1 on ImageNet and 4 on CIFAR-100.
         gather: see `RelationalLoss`.
 
     Shapes: logits (N, K) or (N, K, H, W), the same for both. The relation within a class belongs to the batch and needs
     two samples or pixels. The authors' weight of 2 is the transfer's.
 
-    *Deviations*: the factor tau^2 is in the authors' code alone. 1e-8 is added to both squared lengths where the code
+    *Deviations*: the factor T^2 is in the authors' code alone. 1e-8 is added to both squared lengths where the code
     adds it to the product of the lengths: the same for lengths that are alike, and the gradient at constant logits is
     bounded by 1e4 divided by their number, where the code's is a thousand times that.
     """
@@ -680,14 +682,14 @@ class DIST(RelationalLoss):
     usual_tap: ClassVar[str] = "logits"
     smallest_batch: ClassVar[int] = 1
 
-    def __init__(self, beta: float = 1.0, gamma: float = 1.0, tau: float = 1.0, gather: bool = False) -> None:
+    def __init__(self, beta: float = 1.0, gamma: float = 1.0, temperature: float = 1.0, gather: bool = False) -> None:
         super().__init__(gather)
         check_not_negative(beta, "beta", self)
         check_not_negative(gamma, "gamma", self)
-        check_positive(tau, "tau", self)
+        check_positive(temperature, "temperature", self)
         self.beta = beta
         self.gamma = gamma
-        self.tau = tau
+        self.temperature = temperature
 
     def compute(self, student: Tensor, teacher: Tensor) -> Tensor:
         check_same_shape(student, teacher, self)
@@ -695,9 +697,10 @@ class DIST(RelationalLoss):
             raise ValueError(
                 f"DIST needs at least 2 samples or pixels, but the logits' shape is {tuple(student.shape)}."
             )
-        ours, theirs = (F.softmax(x.movedim(1, -1).flatten(0, -2) / self.tau, dim=1) for x in (student, teacher))
+        rows = (x.movedim(1, -1).flatten(0, -2) / self.temperature for x in (student, teacher))
+        ours, theirs = (F.softmax(row, dim=1) for row in rows)
         between, within = (self.correlation(ours, theirs, dim).mean() for dim in (1, 0))
-        return self.tau**2 * (self.beta * (1 - between) + self.gamma * (1 - within))
+        return self.temperature**2 * (self.beta * (1 - between) + self.gamma * (1 - within))
 
     def correlation(self, ours: Tensor, theirs: Tensor, dim: int) -> Tensor:
         """Pearson's correlation along `dim`; 0 where one side is constant."""
@@ -806,6 +809,19 @@ def labels_at(logits: Tensor, label: Tensor, ignore_index: int, loss: nn.Module)
     Raises:
         ValueError: with both shapes, if they do not fit.
     """
+    label = labels_of_size(logits, label, loss)
+    if ignore_index == 255 and logits.shape[1] > 255:
+        return label, torch.ones_like(label, dtype=torch.bool)
+    counts = label != ignore_index
+    return label.where(counts, 0), counts
+
+
+def labels_of_size(logits: Tensor, label: Tensor, loss: nn.Module) -> Tensor:
+    """The labels at the places of `logits`, (N, ...); label maps of another size are resized by nearest neighbour.
+
+    Raises:
+        ValueError: with both shapes, if they do not fit.
+    """
     if len(label) != len(logits) or label.ndim != logits.ndim - 1:
         raise ValueError(
             f"{type(loss).__name__} reads one label for each sample or pixel, but the labels' shape is "
@@ -814,11 +830,7 @@ def labels_at(logits: Tensor, label: Tensor, ignore_index: int, loss: nn.Module)
     for axis, (size, wanted) in enumerate(zip(label.shape[1:], logits.shape[2:], strict=True), start=1):
         if size != wanted:
             label = label.index_select(axis, torch.arange(wanted, device=label.device) * size // wanted)
-    label = label.long()
-    if ignore_index == 255 and logits.shape[1] > 255:
-        return label, torch.ones_like(label, dtype=torch.bool)
-    counts = label != ignore_index
-    return label.where(counts, 0), counts
+    return label.long()
 
 
 def mean_of(values: Tensor, counts: Tensor) -> Tensor:

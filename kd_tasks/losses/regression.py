@@ -190,8 +190,8 @@ class HeatmapMimicry(Loss):
     Shapes: heatmaps (N, K, H, W), the same for both; a list of them for several stacks, of the teacher only the last is
     read. Invariant to the batch size.
 
-    *Deviations*: none from the authors' code. The paper's thought that the teacher fills in missing joints needs no
-    visibility.
+    *Deviations*: none from the authors' code, whose half and mean over pixels the paper does not write. The paper's
+    thought that the teacher fills in missing joints needs no visibility.
     """
 
     paper: ClassVar[str] = "Zhang et al., Fast Human Pose Estimation, CVPR 2019"

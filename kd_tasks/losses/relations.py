@@ -57,9 +57,9 @@ class PairWise(Loss):
 
     The defaults are the authors' code. The paper: `PairWise(pool=2, pooling='avg', neighbours=..., detach_norm=False)`.
 
-    *Deviations*: a node whose feature is zero, or below 1e-6 of the longest of its map, has no direction and gets no
-    gradient; the authors' code gives it one of the order of 1e8. The paper's factor beta / (W' H' alpha) is read as the
-    mean over connected pairs. The gradient can be taken once.
+    *Deviations*: the defaults, see above. A node whose feature is zero, or below 1e-6 of the longest of its map, has no
+    direction and gets no gradient; the authors' code gives it one of the order of 1e8. The paper's factor beta / (W' H'
+    alpha) is read as the mean over connected pairs. The gradient can be taken once.
     """
 
     Pooling = Literal["max", "avg"]
@@ -195,14 +195,14 @@ class HardDarkRank(RelationalLoss):
     """Cross-sample ranking: the student should order the neighbours of each sample as the teacher does.
 
     With scores `s_ij = -alpha * ||e_i - e_j||^beta` and n_1, n_2, ... the teacher's nearest neighbours of sample i:
-    `1 / B * sum over i and m <= length of log(sum over l >= m of exp(s_i,n_l)) - s_i,n_m`, scores of the student.
+    `1 / B * sum over i and m <= L of log(sum over l >= m of exp(s_i,n_l)) - s_i,n_m`, scores of the student.
 
     Chen et al. 2018, hard transfer (DarkRank, arXiv 1707.01220).
 
     Args:
         alpha: factor of the score.
         beta: exponent of the distance, at least 1.
-        permute_len: length of the ranking; at most all other samples.
+        permute_len: L, the length of the ranking; at most all other samples.
         normalise: bring both sides to length 1 first. Without it the value grows as the size of the embeddings to the
             power of beta, and float16 features of a size of 100 and more may have infinite gradients.
 
@@ -453,9 +453,9 @@ class RelativeTeacher(RelationalLoss):
     Shapes: embeddings (N, D), of length 1 in the paper, D free; maps are flattened. The value belongs to the batch.
     Usual weight 0.1 to 1 with `frobenius`.
 
-    *Deviations*: where both matrices are equal the norm has no gradient; it is 0 there. Equal samples have distance 0
-    and no gradient, where the code counts them as 1e-6. Distances are computed in double precision from products of
-    centred embeddings.
+    *Deviations*: the default is the norm of the authors' code. Where both matrices are equal it has no gradient; it is
+    0 there. Equal samples have distance 0 and no gradient, where the code counts them as 1e-6. Distances are computed
+    in double precision from products of centred embeddings.
     """
 
     Reduction = Literal["frobenius", "pairs"]
@@ -584,9 +584,9 @@ class IRGEdge(RelationalLoss):
     Shapes: maps (N, C, H, W) or features (N, D), whose sizes are free on both sides. `half_row_sum` grows with the
     batch size, `sum` with its square, `mean` does not.
 
-    *Deviations*: the backward pass of the authors' code adds only one of the two terms in which a sample takes part, so
-    that its gradient is exactly half of what it should be; ours is the right one. A batch whose rows are all equal has
-    no distances, and no gradient; the code divides zero by zero there.
+    *Deviations*: the default reduction is the authors' code's. The backward pass of that code adds only one of the two
+    terms in which a sample takes part, so that its gradient is exactly half of what it should be; ours is the right
+    one. A batch whose rows are all equal has no distances, and no gradient; the code divides zero by zero there.
     """
 
     Reduction = Literal["half_row_sum", "mean", "sum"]
@@ -646,8 +646,9 @@ class IRGTransformation(RelationalLoss):
     size: maps are averaged down to the smaller height and width, and neighbouring channels of the wider layer are
     averaged, whose number must then be a multiple of the other's. `half_sum` and `sum` grow with the batch size.
 
-    *Deviations*: averaging neighbouring channels is Knowledge-Distillation-Zoo's way; the paper takes layers of one
-    width. A batch in which nothing moves has no distances, and no gradient.
+    *Deviations*: the default reduction is the authors' code's. Averaging neighbouring channels is
+    Knowledge-Distillation-Zoo's way; the paper takes layers of one width. A batch in which nothing moves has no
+    distances, and no gradient.
     """
 
     Reduction = Literal["half_sum", "mean", "sum"]
@@ -907,9 +908,10 @@ class CRD(RelationalLoss):
             chosen = self.drawn(index, self.class_labels(label, index))
         else:
             chosen = self.given(contrast_index, index)
-        if self.training and not self.started:
+        started = bool(self.started)
+        if self.training and not started:
             self.start(ours.detach(), theirs.detach(), chosen)
-        log_z = self.log_z if self.started else self.batch_z(ours.detach(), theirs.detach(), chosen)
+        log_z = self.log_z if started or self.training else self.batch_z(ours.detach(), theirs.detach(), chosen)
         value = self.contrast(ours, self.memory_v2, chosen, log_z[0])
         value = value + self.contrast(theirs, self.memory_v1, chosen, log_z[1])
         if self.training:
@@ -1039,11 +1041,12 @@ def check_batches(student: Tensor, teacher: Tensor, loss: nn.Module) -> None:
 @functools.lru_cache(maxsize=16)
 def connections(height: int, width: int, neighbours: int, device: torch.device) -> Tensor:
     """Which nodes of a grid are connected, (h * w, h * w) of bool: row i holds the `neighbours` nearest of node i."""
-    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    places = torch.stack([rows.flatten(), columns.flatten()], dim=1)
-    distances = (places[:, None] - places[None]).abs().amax(dim=2)
-    nearest = distances.argsort(dim=1, stable=True)[:, :neighbours]
-    return torch.zeros_like(distances, dtype=torch.bool).scatter_(1, nearest, True).to(device)
+    with torch.inference_mode(False):
+        rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+        places = torch.stack([rows.flatten(), columns.flatten()], dim=1)
+        distances = (places[:, None] - places[None]).abs().amax(dim=2)
+        nearest = distances.argsort(dim=1, stable=True)[:, :neighbours]
+        return torch.zeros_like(distances, dtype=torch.bool).scatter_(1, nearest, True).to(device)
 
 
 def pooled(features: Tensor) -> Tensor:

@@ -86,8 +86,9 @@ class TinyBERTHidden(Loss):
     between layers. Invariant to the batch size; with a mask, weighted by the number of tokens. `fit` is sized by
     `prepare` and trained with the student.
 
-    *Deviations*: as in the authors' code `fit` is there even if the widths agree, and a list that begins with the
-    embeddings shares it with them. The paper's own matrix for the embeddings is a `TinyBERTEmbedding` beside this loss.
+    *Deviations*: as in the authors' code `fit` has a bias and is there even if the widths agree, and a list that begins
+    with the embeddings shares it with them. The paper's own matrix for the embeddings is a `TinyBERTEmbedding` beside
+    this loss.
     """
 
     paper: ClassVar[str] = (
@@ -142,8 +143,8 @@ class TinyBERTEmbedding(TinyBERTHidden):
     Shapes: tokens (N, L, D); D may differ between student and teacher. Invariant to the batch size; with a mask,
     weighted by the number of tokens. `fit` is sized by `prepare` and trained with the student.
 
-    *Deviations*: the linear layer belongs to this loss alone, as in the paper. In the authors' code it is that of the
-    hidden states: for that, put the embeddings first in the list of a `TinyBERTHidden`.
+    *Deviations*: the bias is the authors' code's. The linear layer belongs to this loss alone, as in the paper. In the
+    authors' code it is that of the hidden states: for that, put the embeddings first in the list of a `TinyBERTHidden`.
     """
 
     usual_tap: ClassVar[str] = "backbone.patch_embed"

@@ -191,7 +191,7 @@ def _pictures(gallery: Gallery | None) -> str:
     if gallery is None or not gallery.samples:
         return ""
     samples = "".join(
-        f'<section class="sample"><h3>{_text(sample.title)}</h3><div class="strip">'
+        f'<section class="sample"><h3>{_text(sample.title)}</h3><div class="strip{" wide" if sample.wide else ""}">'
         + "".join(
             f'<figure><img src="{picture.uri}" alt="{_text(picture.description)}" loading="lazy">'
             f"<figcaption>{_text(picture.title)}</figcaption></figure>"

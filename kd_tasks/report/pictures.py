@@ -1,8 +1,10 @@
 """Pictures of data and predictions: for the report card, and as files to browse."""
 
 import base64
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +12,35 @@ import cv2
 import numpy as np
 import torch
 from mmengine.config import Config
+from mmengine.device import get_device
 
 from kd_tasks import plugins
 from kd_tasks.engine.build import build_loader, build_task_model
-from kd_tasks.engine.evaluate import build_metrics
+from kd_tasks.engine.evaluate import build_metrics, evaluate
 from kd_tasks.engine.files import atomic_write
 from kd_tasks.engine.progress import track
 from kd_tasks.errors import UserError
 from kd_tasks.evaluation.comparison import ALONE, DISTILLED, TEACHER, Comparison
 from kd_tasks.evaluation.runs import Run
 from kd_tasks.task import Prediction, TaskModel, collate_samples
-from kd_tasks.vision.drawing import Drawing, Entry, Image, Panel, grid, legend_picture, png_bytes, resized
+from kd_tasks.vision.drawing import (
+    Drawing,
+    Entry,
+    Image,
+    Panel,
+    Row,
+    SetDrawing,
+    grid,
+    legend_picture,
+    png_bytes,
+    resized,
+)
 
 Panels = Sequence[Panel]
 
 SHARED = ("image", "input", "label")
 CANDIDATES, EACH = 48, 3
-WIDTH = 360
+WIDTH, WIDE = 360, 900
 SMALLEST, GAP = 160, 10
 
 
@@ -41,10 +55,11 @@ class Picture:
 
 @dataclass(frozen=True)
 class Sample:
-    """One image of the test data as every model sees it."""
+    """One image of the test data as every model sees it; wide pictures stand below each other."""
 
     title: str
     pictures: tuple[Picture, ...]
+    wide: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,8 +80,9 @@ EXPLANATION = (
 def gallery_of(comparison: Comparison, each: int = EACH, candidates: int = CANDIDATES) -> Gallery:
     """Predictions of teacher, student alone and distilled student on the worst and on typical test images.
 
-    The images are chosen by the distilled student's main metric on each image alone. The gallery is empty where the
-    task's plugin has no drawing or there is no run of a student.
+    The images are chosen by the distilled student's main metric on each image alone, or by the drawing where it needs
+    the whole test data (`SetDrawing`), which every model then goes through. The gallery is empty where the task's
+    plugin has no drawing or there is no run of a student.
 
     Args:
         comparison: with run folders; the first run of each part is shown.
@@ -81,12 +97,57 @@ def gallery_of(comparison: Comparison, each: int = EACH, candidates: int = CANDI
     drawing = drawing_of(cfg)
     if drawing is None or cfg.get("test_dataloader") is None:
         return Gallery()
+    if isinstance(drawing, SetDrawing):
+        return _gallery_of_set(drawing, subject, models, 2 * each)
     dataset = dataset_of(cfg["test_dataloader"])
     indices = spread(len(dataset), candidates)
     scores = _scores(models[subject][1], dataset, cfg["test_evaluator"], indices)
     chosen = _worst_and_typical(scores, each, comparison.lower_is_better)
     samples = tuple(_sample(dataset, index, title, models, drawing) for index, title in chosen)
     return Gallery(samples, tuple(drawing.legend()), EXPLANATION.format(count=len(indices)))
+
+
+def _gallery_of_set(
+    drawing: SetDrawing, subject: str, models: Mapping[str, tuple[Config, TaskModel]], count: int
+) -> Gallery:
+    roles = [subject, *(role for role in models if role != subject)]
+    rows = rows_of_set(drawing, models[subject][0], {role: models[role][1] for role in roles}, count)
+    samples = (Sample(row.title, tuple(_wide_picture(row.title, *panel) for panel in row.panels), True) for row in rows)
+    return Gallery(tuple(samples), tuple(drawing.legend()), drawing.explanation)
+
+
+def _wide_picture(row: str, title: str, image: Image) -> Picture:
+    return Picture(title, data_uri(image, WIDE), f"{row}: {title}")
+
+
+def rows_of_set(drawing: SetDrawing, cfg: Config, models: Mapping[str, TaskModel], count: int) -> list[Row]:
+    """What `drawing` shows of the predictions of every model on the whole test data of `cfg`."""
+    loader = build_loader(cfg["test_dataloader"])
+    batches: list[dict[str, Any]] = []
+    predictions: dict[str, list[Prediction]] = {}
+    for name, model in models.items():
+        batches, predictions[name] = [], []
+        collect = partial(_collect, batches, predictions[name])
+        evaluate(model, loader, [], get_device(), f"Pictures: {name}" if name else "Predicting", collect)
+    samples = [sample for batch in batches for sample in _taken_apart(batch)]
+    dataset: Any = loader.dataset
+    return drawing.gallery(lambda index: original_image(dataset, index), samples, predictions, count)
+
+
+def _collect(
+    batches: list[dict[str, Any]], predictions: list[Prediction], batch: dict[str, Any], found: list[Prediction]
+) -> None:
+    batches.append({key: batch[key] for key in ("targets", "meta")})
+    predictions.extend(found)
+
+
+def _taken_apart(batch: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """`targets` and `meta` of each sample of a batch as `collate_samples` gives it."""
+    targets = batch["targets"]
+    return [
+        {"targets": {name: values[place] for name, values in targets.items()}, "meta": meta}
+        for place, meta in enumerate(batch["meta"])
+    ]
 
 
 def drawing_of(cfg: Mapping[str, Any]) -> Drawing | None:
@@ -163,11 +224,12 @@ def _sample(
     return Sample(f"{title} ({path})", pictures)
 
 
-def original_image(dataset: Any, index: int, item: Mapping[str, Any]) -> Image:
+def original_image(dataset: Any, index: int, item: Mapping[str, Any] | None = None) -> Image:
     """The image (H, W, 3) uint8 RGB at its original size, in whose coordinates predictions are."""
     if hasattr(dataset, "load"):
         image: Image = dataset.load(index)["image"]
         return image
+    item = item or dataset[index]
     height, width = item["meta"]["original_size"]
     return np.asarray(cv2.resize(as_image(item), (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)
 
@@ -201,7 +263,7 @@ def browse(
     Args:
         cfg: a config.
         out: the folder for `data_1.png`, `data_2.png`, … or `predictions_1.png`, …
-        count: how many samples, spread evenly over the data.
+        count: how many samples, spread evenly over the data; of a `SetDrawing`, those it shows first.
         checkpoint: weights to predict with; without them the training data are shown.
         rows: samples on one sheet.
 
@@ -217,14 +279,22 @@ def browse(
     name = "train_dataloader" if checkpoint is None else "test_dataloader"
     if cfg.get(name) is None:
         raise UserError(f"the config has no {name}, so there is nothing to show.")
+    stem = "data" if checkpoint is None else "predictions"
+    if checkpoint is not None and isinstance(drawing, SetDrawing):
+        chosen = rows_of_set(drawing, cfg, {"": build_task_model(cfg, str(checkpoint))}, count)
+        return _sheets([row.panels for row in chosen], drawing, Path(out), stem, rows)
     dataset = dataset_of(cfg[name])
     shown = _transformed(dataset, drawing) if checkpoint is None else _predicted(cfg, checkpoint, dataset, drawing)
     indices = spread(len(dataset), count)
-    stem = "data" if checkpoint is None else "predictions"
-    written = []
-    for number, start in enumerate(range(0, len(indices), rows), start=1):
-        samples = [_enlarged(shown(index)) for index in indices[start : start + rows]]
-        written.append(_write_png(Path(out) / f"{stem}_{number}.png", _sheet(samples, drawing.legend())))
+    return _sheets((_enlarged(shown(index)) for index in indices), drawing, Path(out), stem, rows)
+
+
+def _sheets(samples: Iterable[Panels], drawing: Drawing, folder: Path, stem: str, rows: int) -> list[Path]:
+    written: list[Path] = []
+    remaining = iter(samples)
+    while sheet := list(islice(remaining, rows)):
+        path = folder / f"{stem}_{len(written) + 1}.png"
+        written.append(_write_png(path, _sheet(sheet, drawing.legend())))
     return written
 
 

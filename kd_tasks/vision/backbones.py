@@ -1,4 +1,4 @@
-"""Feature extractors for dense tasks: ResNet and MobileNetV2, dilated, with ImageNet weights where asked.
+"""Feature extractors: ResNet and MobileNetV2, dilated for dense tasks, with ImageNet weights where asked.
 
 Nothing is computed in place, so that a tap on any layer keeps what that layer gave. The four stages are
 always `layer1` to `layer4`; a stage's output is the output of the module of that name.
@@ -85,6 +85,7 @@ class ResNet(Backbone):
             max-pool that rounds up (512 pixels become 129), as PSPNet (Zhao et al., CVPR 2017) has it.
         width: factor of all channel numbers, rounded to multiples of 16.
         pretrained: see `load_pretrained`.
+        dilated: off, stages that keep their stride 1 are not dilated either ("last stride 1").
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class ResNet(Backbone):
         stem: str = "torchvision",
         width: float = 1.0,
         pretrained: bool | str = False,
+        dilated: bool = True,
     ) -> None:
         super().__init__()
         _one_of("backbone", name, RESNETS)
@@ -103,7 +105,7 @@ class ResNet(Backbone):
         self.stem = stem
         self._add_stem(widths[0])
         self._inputs = widths[0] if stem == "torchvision" else 2 * widths[0]
-        geometry = _stage_geometry(output_stride)
+        geometry = _stage_geometry(output_stride, dilated)
         stages = [_resnet_stage(self, block, *part) for part in zip(widths, depths, geometry, strict=True)]
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.channels = tuple(block.expansion * w for w in widths)
@@ -136,7 +138,7 @@ class ResNet(Backbone):
 
 
 class MobileNetV2(Backbone):
-    """MobileNetV2 (Sandler et al., CVPR 2018) without its last 1x1 convolution and classifier, dilated.
+    """MobileNetV2 (Sandler et al., CVPR 2018) without its classifier and last 1x1 convolution, dilated.
 
     `stem` is torchvision's `features[0:2]`; `layer1` to `layer4` are its blocks 2-3, 4-6, 7-13 and 14-17.
 
@@ -144,9 +146,18 @@ class MobileNetV2(Backbone):
         output_stride: 8, 16 or 32: image pixels between neighbouring pixels of `layer4`.
         width: factor of all channel numbers, rounded to multiples of 8.
         pretrained: see `load_pretrained`.
+        dilated: as for `ResNet`.
+        last_convolution: keep the last 1x1 convolution, to 1280 channels, as the end of `layer4`.
     """
 
-    def __init__(self, output_stride: int = 8, width: float = 1.0, pretrained: bool | str = False) -> None:
+    def __init__(
+        self,
+        output_stride: int = 8,
+        width: float = 1.0,
+        pretrained: bool | str = False,
+        dilated: bool = True,
+        last_convolution: bool = False,
+    ) -> None:
         super().__init__()
         network = TorchvisionMobileNetV2(width_mult=width)
         if pretrained:
@@ -154,11 +165,13 @@ class MobileNetV2(Backbone):
             load_pretrained(network, "mobilenet_v2", pretrained)
         blocks = network.features
         self.stem = blocks[0:2]
-        self.layer1, self.layer2, self.layer3, self.layer4 = blocks[2:4], blocks[4:7], blocks[7:14], blocks[14:18]
-        geometry = _stage_geometry(output_stride)
+        self.layer1, self.layer2, self.layer3 = blocks[2:4], blocks[4:7], blocks[7:14]
+        self.layer4 = blocks[14 : 19 if last_convolution else 18]
+        geometry = _stage_geometry(output_stride, dilated)
         for stage, (stride, dilation) in zip((self.layer2, self.layer3, self.layer4), geometry[1:], strict=True):
             _dilate(stage, stride, dilation)
-        self.channels = tuple(blocks[last].out_channels for last in (3, 6, 13, 17))
+        ends = (3, 6, 13, 18 if last_convolution else 17)
+        self.channels = tuple(blocks[last].out_channels for last in ends)
         self.strides = _strides(output_stride)
         out_of_place(self)
 
@@ -172,6 +185,7 @@ def build_backbone(
     stem: str = "torchvision",
     width: float = 1.0,
     pretrained: bool | str = False,
+    dilated: bool = True,
 ) -> Backbone:
     """The backbone called `name`, one of `BACKBONES`; see `ResNet` and `MobileNetV2` for the arguments.
 
@@ -180,10 +194,10 @@ def build_backbone(
     """
     _one_of("backbone", name, BACKBONES)
     if name != "mobilenet_v2":
-        return ResNet(name, output_stride, stem, width, pretrained)
+        return ResNet(name, output_stride, stem, width, pretrained, dilated)
     if stem != "torchvision":
         raise UserError(f"backbone 'mobilenet_v2' has no stem {stem!r}; leave 'stem' out.")
-    return MobileNetV2(output_stride, width, pretrained)
+    return MobileNetV2(output_stride, width, pretrained, dilated)
 
 
 def load_pretrained(network: nn.Module, name: str, pretrained: bool | str) -> None:
@@ -280,15 +294,16 @@ def _dilate(stage: nn.Module, stride: int, dilation: int) -> None:
         part.stride = part.stride if stride > 1 else (1, 1)
 
 
-def _stage_geometry(output_stride: int) -> list[tuple[int, int]]:
+def _stage_geometry(output_stride: int, dilated: bool = True) -> list[tuple[int, int]]:
     """(stride, dilation) of `layer1` to `layer4`."""
     if output_stride not in STRIDES:
         raise UserError(f"output_stride is {output_stride}; it can be 8, 16 or 32.")
-    return {
+    geometry = {
         8: [(1, 1), (2, 1), (1, 2), (1, 4)],
         16: [(1, 1), (2, 1), (2, 1), (1, 2)],
         32: [(1, 1), (2, 1), (2, 1), (2, 1)],
     }[output_stride]
+    return geometry if dilated else [(stride, 1) for stride, _ in geometry]
 
 
 def _strides(output_stride: int) -> tuple[int, ...]:

@@ -4,8 +4,8 @@ Pictures are uint8 RGB arrays (H, W, 3).
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import cv2
 import numpy as np
@@ -38,6 +38,38 @@ class Drawing(Protocol):
 
     def legend(self) -> list[Entry]:
         """Names and colours; empty where colours mean nothing."""
+        ...
+
+
+class Row(NamedTuple):
+    """Pictures that belong together, with what they have in common as their title."""
+
+    title: str
+    panels: list[Panel]
+
+
+@runtime_checkable
+class SetDrawing(Drawing, Protocol):
+    """A drawing whose predictions mean nothing one by one, such as a ranking: it is shown the whole test data."""
+
+    explanation: str
+    """Which samples are shown, and what one sees; for the report card."""
+
+    def gallery(
+        self,
+        picture: Callable[[int], Image],
+        samples: Sequence[Mapping[str, Any]],
+        predictions: Mapping[str, Sequence[Mapping[str, Any]]],
+        count: int,
+    ) -> list[Row]:
+        """Pictures of predictions, the most telling ones first, at most `count` rows.
+
+        Args:
+            picture: the image uint8 RGB (H, W, 3) of a sample, at its original size.
+            samples: `targets` and `meta` of every sample.
+            predictions: what the decoder gave for every sample, by model; the first model decides what is shown.
+            count: rows at most.
+        """
         ...
 
 

@@ -598,8 +598,18 @@ def test_blocks_and_teachers_that_do_not_add_up_are_refused() -> None:
 
 def test_labels_that_do_not_fit_are_refused() -> None:
     loss = ConditionalAdversarial(critic=LogitCritic(5))
-    with pytest.raises(ValueError, match=r"ConditionalAdversarial: labels of shape \(4,\).*\(4, 5, 2, 2\)"):
+    with pytest.raises(ValueError, match=r"ConditionalAdversarial.*labels' shape is \(4,\).*\(4, 5, 2, 2\)"):
         loss(logits(1, 4, 5, 2, 2), logits(2, 4, 5, 2, 2), label=LABEL)
+
+
+def test_label_maps_of_another_size_are_resized_by_nearest_neighbour() -> None:
+    loss = ConditionalAdversarial(critic=LogitCritic(5))
+    sides = logits(1, 4, 5, 2, 3), logits(2, 4, 5, 2, 3)
+    small = torch.randint(0, 5, (4, 2, 3), generator=torch.Generator().manual_seed(0))
+    small[0, 1, 2] = 255
+    large = small.repeat_interleave(4, dim=1).repeat_interleave(2, dim=2)
+    assert loss(*sides, label=large) == loss(*sides, label=small)
+    assert loss.critic_loss(*sides, label=large) == loss.critic_loss(*sides, label=small)
 
 
 def test_critics_with_other_outputs_are_refused() -> None:

@@ -411,7 +411,7 @@ def test_the_slopes_of_gradient_attention_are_those_of_the_fixture() -> None:
     image = data["x"].requires_grad_()
     student, teacher = (tiny_network(data, side, image) for side in "st")
     for logits, side in ((student, "s"), (teacher, "t")):
-        slope = sensitivity(logits, image, data["target"], "logits", trained=side == "s")
+        slope = sensitivity(logits, image, data["target"], torch.tensor(True), "logits", trained=side == "s")
         assert slope.requires_grad == (side == "s")
         torch.testing.assert_close(slope.flatten(1), data[f"aux_J_{side}"], rtol=1e-6, atol=1e-7)
     # One sample at a time, so that no other sample can have a part in it.
@@ -536,6 +536,35 @@ def test_gradient_symmetry_flips_the_label_of_maps_with_the_picture() -> None:
     mirrored = image.flip(-1)
     value = GradientSymmetry()([net(image), net(mirrored)], image=image, mirrored=mirrored, label=label)
     assert value.item() == pytest.approx(0, abs=1e-12)
+
+
+def test_gradient_losses_leave_ignored_pixels_out_and_resize_label_maps() -> None:
+    torch.manual_seed(0)
+    ours, theirs = (nn.Conv2d(3, 4, 3, padding=1).double() for _ in range(2))
+    image, label = picture(), torch.randint(0, 4, (3, 4, 5))
+    label[0, 1, 2:] = 255
+    label[2] = 255
+    lengths = []
+    for n in range(3):
+        slopes = []
+        for net in (ours, theirs):
+            one = image[n : n + 1].detach().requires_grad_()
+            logs = net(one).log_softmax(dim=1)
+            places = itertools.product(range(4), range(5))
+            terms = [logs[0, label[n, h, w], h, w] for h, w in places if label[n, h, w] != 255]
+            slopes.append(torch.autograd.grad(-sum(terms, logs.sum() * 0), one)[0])
+        lengths.append((slopes[0] - slopes[1]).norm())
+    expected = torch.stack(lengths).mean()
+    large = label.repeat_interleave(2, dim=1).repeat_interleave(3, dim=2)
+    mirrored = image.flip(-1)
+    for one in (label, large):
+        value = GradientAttention()(ours(image), theirs(image), image=image, label=one)
+        torch.testing.assert_close(value, expected)
+        whole = GradientSymmetry()([ours(image), ours(mirrored)], image=image, mirrored=mirrored, label=one)
+        pointwise = nn.Conv2d(3, 4, 1).double()
+        nothing = GradientSymmetry()([pointwise(image), pointwise(mirrored)], image=image, mirrored=mirrored, label=one)
+        assert whole > 0
+        assert nothing.item() == pytest.approx(0, abs=1e-12)
 
 
 def test_gradient_symmetry_refuses_what_it_cannot_read() -> None:

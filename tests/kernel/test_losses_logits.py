@@ -257,7 +257,7 @@ def test_averaged_peers_are_one_target() -> None:
 
 def test_patient_prediction_divides_by_the_classes_as_well() -> None:
     student, teacher = draw(3, 7), draw(3, 7, seed=1)
-    paper = PatientPrediction(5.0, "mean")(student, teacher)
+    paper = PatientPrediction(5.0, "sum")(student, teacher)
     same(paper, SoftTargets(5.0)(student, teacher))
     same(PatientPrediction(5.0)(student, teacher), paper / 7)
 
@@ -490,7 +490,7 @@ def test_dist_against_the_correlation_of_each_row_and_column() -> None:
     between = sum(pearson(p[n], q[n]) for n in range(6)) / 6
     within = sum(pearson(p[:, k], q[:, k]) for k in range(5)) / 5
     expected = 4 * (3 * (1 - between) + 0.5 * (1 - within))
-    same(DIST(beta=3.0, gamma=0.5, tau=2.0)(student, teacher), expected, 1e-6)
+    same(DIST(beta=3.0, gamma=0.5, temperature=2.0)(student, teacher), expected, 1e-6)
     assert DIST()(teacher, teacher).item() == pytest.approx(0, abs=1e-5)
 
 
@@ -565,13 +565,13 @@ def test_standardisation_needs_two_logits() -> None:
         (lambda: Consistency(form="l1"), "Consistency: form"),
         (lambda: Consistency(over="pixels"), "Consistency: over"),
         (lambda: PatientPrediction(temperature=-1.0), "PatientPrediction: temperature"),
-        (lambda: PatientPrediction(reduction="sum"), "PatientPrediction: reduction"),
+        (lambda: PatientPrediction(reduction="batchmean"), "PatientPrediction: reduction"),
         (lambda: DKD(alpha=-1.0), "DKD: alpha"),
         (lambda: DKD(beta=math.nan), "DKD: beta"),
         (lambda: DKD(temperature=0.0), "DKD: temperature"),
         (lambda: DIST(beta=-1.0), "DIST: beta"),
         (lambda: DIST(gamma=math.inf), "DIST: gamma"),
-        (lambda: DIST(tau=0.0), "DIST: tau"),
+        (lambda: DIST(temperature=0.0), "DIST: temperature"),
         (lambda: LogitStandardisation(over="pixels"), "LogitStandardisation: over"),
         (lambda: LogitStandardisation(Hint()), "LogitStandardisation: loss.*Hint"),
         (lambda: LogitStandardisation(LabelSmoothing()), "LogitStandardisation: loss.*LabelSmoothing"),

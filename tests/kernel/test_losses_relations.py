@@ -571,3 +571,12 @@ def test_shapes_that_do_not_fit_are_named_both(loss: Loss, shapes: tuple[tuple[i
 def test_settings_without_meaning_are_refused(build: Callable[[], nn.Module], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_connections_made_in_inference_mode_serve_in_training() -> None:
+    student, teacher = torch.randn(2, 3, 10, 14, requires_grad=True), torch.randn(2, 3, 10, 14)
+    loss = PairWise(pool=2, neighbours=5)
+    with torch.inference_mode():
+        loss(student, teacher)
+    loss(student, teacher).backward()
+    assert student.grad is not None

@@ -161,7 +161,7 @@ CASES = [
     Case("dkd", lambda x: DKD(1.0, 0.5, 1.0)(*logits(x, "s", "t"), label=x["target"]), "imagenet_T1"),
     # 1e-8 stands at another place in the denominator, see the docstring.
     Case("dist", lambda x: DIST()(*logits(x, "s", "t")), gradient_rtol=5e-6),
-    Case("dist", lambda x: DIST(tau=4.0)(*logits(x, "s", "t")), "tau4_cifar"),
+    Case("dist", lambda x: DIST(temperature=4.0)(*logits(x, "s", "t")), "tau4_cifar"),
     Case("dist", lambda x: DIST()(x["map_s"], x["map_t"]), "segmentation_4d"),
     Case("logit_std", lambda x: LogitStandardisation()(*logits(x, "s", "t"))),
     Case(
@@ -182,10 +182,10 @@ SETTINGS = {
     "MutualLearning-averaged": lambda: MutualLearning("averaged", over="positions"),
     "Consistency-kl": lambda: Consistency("kl"),
     "Consistency-positions": lambda: Consistency(over="positions"),
-    "PatientPrediction-mean": lambda: PatientPrediction(1.0, "mean"),
+    "PatientPrediction-sum": lambda: PatientPrediction(1.0, "sum"),
     "ONE-labels": lambda: ONE(kl_weight=0.0),
     "DKD-cold": lambda: DKD(1.0, 0.5, 1.0),
-    "DIST-warm": lambda: DIST(tau=4.0),
+    "DIST-warm": lambda: DIST(temperature=4.0),
     "LogitStandardisation-DKD": lambda: LogitStandardisation(DKD(9.0, 72.0, 2.0)),
     "LogitStandardisation-DIST": lambda: LogitStandardisation(DIST()),
     "LogitStandardisation-positions": lambda: LogitStandardisation(over="positions"),

@@ -1,0 +1,3 @@
+"""What the losses of the plugin for re-identification need beside the defaults of the tests."""
+
+GROWS = {"BatchHardTriplet": None}
