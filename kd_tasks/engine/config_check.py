@@ -20,12 +20,14 @@ from kd_tasks.engine.config_places import (
     DATA_LOADERS,
     DATASET,
     LOSS,
+    MODEL,
     STUDENT,
     TOP_LEVEL,
 )
 from kd_tasks.engine.config_schema import Report, check_places, inside
 from kd_tasks.errors import UserError, nearest
 from kd_tasks.losses.base import AdversarialLoss
+from kd_tasks.methods.adaptive_aggregation import AdaptiveDistiller, shared_teachers
 from kd_tasks.transfer import named_taps
 
 Values = Mapping[str, Any]
@@ -176,6 +178,18 @@ def _check_teacher_tap(transfer: Values, model: Values, path: str, report: Repor
             )
 
 
+def aggregation(values: Values, report: Report) -> None:
+    """Teachers whose weights are found in training share one transfer."""
+    model = _mapping(values.get("model"))
+    target = MODEL.type_of(model)
+    if not inspect.isclass(target) or not issubclass(target, AdaptiveDistiller) or model.get("aggregate") is None:
+        return
+    try:
+        shared_teachers(_transfers(values), model["aggregate"])
+    except UserError as error:
+        report.quote(str(error))
+
+
 def taps(values: Values, report: Report) -> None:
     """Each transfer has a tap on both sides, named once."""
     for name, transfer in _transfers(values).items():
@@ -235,7 +249,7 @@ def _at(values: Any, path: str) -> Any:
     return values
 
 
-RULES = (missing_companions, training_length, counts, decay_without_base, teachers, taps, critics)
+RULES = (missing_companions, training_length, counts, decay_without_base, teachers, aggregation, taps, critics)
 
 # --- Files -----------------------------------------------------------------------------------------------------------
 
@@ -289,16 +303,22 @@ def _root_of(dataset: Values) -> str | None:
 def _how_to_get(root: str, dataset: str) -> str:
     cards = {card for plugin in plugins.discover() for card in plugin.datasets}
     twins = {twin for plugin in plugins.discover() for twin in plugin.twins}
-    names = [name.lower() for name in (dataset, Path(root).name)]
-    card = next((name for name in names if name in cards), None)
-    twin = next((name for name in names if name in twins), None)
+    names = [name.lower().replace("_", "") for name in (dataset, Path(root).name)]
+    card = next((card for name in names for card in cards if card.replace("_", "") == name), None)
+    twin = next((twin for name in names for twin in twins if twin.replace("_", "") == name), None)
     ways = (
         [f"The card of {card!r} ({paths.shipped('datasets').name}/{card}.md) says where to get the data."]
         if card
         else []
     )
-    ways += [f"'kd-tasks data synth {twin} {root}' writes a small synthetic twin there."] if twin else []
+    ways += [_how_to_write(twin, Path(root))] if twin else []
     return " ".join([*ways, "The environment variable KD_TASKS_DATA may name a folder in place of 'datasets'."])
+
+
+def _how_to_write(twin: str, root: Path) -> str:
+    """The command for a twin; one of several data sets lies in a folder that is named after their twin."""
+    whole = next((folder for folder in root.parents if folder.name == f"{twin}_twin"), root)
+    return f"'kd-tasks data synth {twin} {whole}' writes a small synthetic twin there."
 
 
 def _entries(value: Any, key: str, path: str) -> Iterator[tuple[str, Any]]:

@@ -155,6 +155,12 @@ class DistillRunner(Runner):
         loader = Runner.build_dataloader(dataloader, seed, diff_rank_seed)
         if loader.generator is None:
             loader.generator = torch.Generator().manual_seed(seed or 0)
+        drawn = getattr(loader.sampler, "batch_size", None)
+        if drawn is not None and loader.batch_size != drawn:
+            raise UserError(
+                f"batch_size is {loader.batch_size}, but {type(loader.sampler).__name__} draws batches of {drawn}. "
+                f"Set batch_size={drawn}."
+            )
         return loader
 
     def build_logger(self, log_level: int | str = "INFO", log_file: str | None = None, **kwargs: Any) -> MMLogger:

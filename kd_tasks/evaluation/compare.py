@@ -30,6 +30,7 @@ from kd_tasks.evaluation.runs import (
     network_name,
     numbers,
     read_run,
+    recipe_name,
     teacher_name,
     trained_unlike,
 )
@@ -132,7 +133,7 @@ class _Group:
             path=run.folder,
             role=role,
             network=network_name(run.network),
-            variant=teacher_name(run, self.runs) if role == TEACHER else run.recipe,
+            variant=teacher_name(run, self.runs) if role == TEACHER else recipe_name(run, self.runs),
             seed=run.seed,
             metrics=result.metrics,
             per_class=result.per_class,

@@ -1,7 +1,7 @@
 """Before a training: what goes in, whether the teacher is worth listening to, how strongly each term pulls."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, cast
@@ -192,11 +192,16 @@ def _tensor_in_words(value: Any) -> str:
 # --- Teachers --------------------------------------------------------------------------------------------------------
 
 
-class _FirstBatches:
-    """The first batches of a loader, which an evaluation takes for the whole of it."""
+class _FewBatches:
+    """A few batches of a loader, which an evaluation takes for the whole of it.
+
+    They are the first ones, unless the data set has a `part(count)`: places of about so many samples that can be
+    evaluated by themselves.
+    """
 
     def __init__(self, loader: DataLoader, count: int) -> None:
-        self.batches = list(islice(loader, count))
+        part = getattr(loader.dataset, "part", None)
+        self.batches = list(islice(loader, count) if part is None else _batches_of(loader, part, count))
         self.dataset = _Counted(sum(len(batch["meta"]) for batch in self.batches), loader.dataset)
 
     def __iter__(self) -> Iterator[Any]:
@@ -204,6 +209,13 @@ class _FirstBatches:
 
     def __len__(self) -> int:
         return len(self.batches)
+
+
+def _batches_of(loader: DataLoader, part: Callable[[int], list[int]], count: int) -> Iterator[Any]:
+    size = loader.batch_size or 1
+    places = part(count * size)
+    for begin in range(0, len(places), size):
+        yield loader.collate_fn([loader.dataset[place] for place in places[begin : begin + size]])
 
 
 class _Counted:
@@ -216,7 +228,7 @@ class _Counted:
 
 
 def _measured_teachers(cfg: Config, loader: DataLoader, count: int) -> dict[str, EvaluationResult]:
-    few = cast(DataLoader, _FirstBatches(loader, count))
+    few = cast(DataLoader, _FewBatches(loader, count))
     models: dict[str, TaskModel] = {}
     if cfg.model.get("teacher") is not None:
         models["teacher"] = build_teacher_model(cfg)

@@ -156,6 +156,19 @@ def teacher_name(run: Run, runs: Sequence[Run]) -> str:
     return next((name for named in several for name, cfg in named.items() if _loaded_from(run, cfg)), "")
 
 
+def recipe_name(run: Run, runs: Sequence[Run]) -> str:
+    """The recipe of a distilled run, and the model's options by which it differs from `runs` of the same recipe."""
+    peers = [_options(other) for other in runs if other.distilled and other.recipe == run.recipe]
+    told = [f"{key} {value}" for key, value in _options(run).items() if any(p.get(key) != value for p in peers)]
+    return ", ".join([run.recipe, *told])
+
+
+def _options(run: Run) -> dict[str, Any]:
+    """Plain values beside the parts of a model."""
+    plain = {key: value for key, value in run.cfg.model.items() if isinstance(value, bool | int | float | str)}
+    return {key: value for key, value in plain.items() if key not in ("type", "checkpoint")}
+
+
 def _loaded_from(run: Run, teacher: Mapping[str, Any]) -> bool:
     if not teacher.get("checkpoint"):
         return False

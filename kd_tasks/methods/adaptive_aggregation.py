@@ -25,6 +25,7 @@ from kd_tasks.losses import LogEuclidean
 from kd_tasks.losses.base import AdversarialLoss, full_precision
 from kd_tasks.losses.gram import directions, safe_sqrt, squared_distances
 from kd_tasks.registry import CRITERIA, LOSSES, TASK_MODELS
+from kd_tasks.schedules import Moment
 from kd_tasks.taps import Taps
 from kd_tasks.task import Criterion, Decoder, Meta, Outputs
 from kd_tasks.teachers import FrozenTeacher
@@ -342,19 +343,15 @@ def _rows(value: Any, rows: Tensor, count: int) -> Any:
     return value
 
 
-def _with_joined_loss(
-    transfers: Mapping[str, Mapping[str, Any]], name: str
-) -> tuple[dict[str, Mapping[str, Any]], list[str]]:
-    """`transfers` with the loss of the one called `name` joined over its teachers, and the teachers' names.
+def shared_teachers(transfers: Mapping[str, Mapping[str, Any]], name: str) -> list[str]:
+    """The teachers that the transfer called `name` compares one tap of the student with, one tap a teacher.
 
     Raises:
-        UserError: if there is no such transfer, or it does not compare one tap with several teachers.
+        UserError: if there is no such transfer, or it compares something else.
     """
-    if name not in transfers:
-        known = ", ".join(transfers) or "none"
-        raise UserError(
-            f"model.aggregate: there is no transfer {name!r}.{nearest(name, transfers)} There are: {known}."
-        )
+    if not isinstance(name, str) or name not in transfers:
+        hint, known = nearest(str(name), transfers), ", ".join(transfers) or "none"
+        raise UserError(f"model.aggregate: there is no transfer {name!r}.{hint} There are: {known}.")
     transfer, where = transfers[name], f"model.transfers.{name}"
     taps = transfer.get("teacher")
     if isinstance(taps, str) or not isinstance(taps, Sequence) or len(taps) < 2:
@@ -367,6 +364,19 @@ def _with_joined_loss(
         raise UserError(f"{where}.teacher: each teacher has one weight and so one tap, but the taps are {list(taps)}.")
     if not isinstance(transfer.get("student"), str):
         raise UserError(f"{where}.student: each teacher is compared with one tap of the student; name it.")
+    return teachers
+
+
+def _with_joined_loss(
+    transfers: Mapping[str, Mapping[str, Any]], name: str
+) -> tuple[dict[str, Mapping[str, Any]], list[str]]:
+    """`transfers` with the loss of the one called `name` joined over its teachers, and the teachers' names.
+
+    Raises:
+        UserError: if there is no such transfer, or it does not compare one tap with several teachers.
+    """
+    teachers = shared_teachers(transfers, name)
+    transfer, where = transfers[name], f"model.transfers.{name}"
     given = transfer.get("loss")
     loss = LOSSES.build(given, f"{where}.loss") if isinstance(given, Mapping) else given
     _check_loss(loss, f"{where}.loss")
@@ -426,6 +436,8 @@ class AdaptiveDistiller(Distiller):
         aggregate: name of the transfer that the teachers share. Its `teacher` is a list of taps, one a teacher; its
             loss is one that compares two tensors. Other transfers have no part in the adaptation.
         interval: iterations between two updates of the weights.
+        begin: the moment of the first one, such as `epoch 5`; until then the weights are uniform. A student that has
+            learnt nothing yet says little about its teachers, and a weight that was lost is slow to come back.
         inner_lr: rate of the step on trial, a plain gradient step without the transfer's `weight`.
         weight_lr: rate of the teachers' weights. The gradient is as small as `inner_lr`, and goes with the size of the
             loss: watch `alpha.NAME` in the log.
@@ -461,6 +473,7 @@ class AdaptiveDistiller(Distiller):
         teachers: Mapping[str, FrozenTeacher | dict[str, Any]],
         aggregate: str,
         interval: int = 5,
+        begin: str = "iter 0",
         inner_lr: float = 0.01,
         weight_lr: float = 1.0,
         risk: str | Criterion | dict[str, Any] = "triplet",
@@ -474,6 +487,7 @@ class AdaptiveDistiller(Distiller):
         input_size: Sequence[int] = (64, 64),
     ) -> None:
         _check_options(interval, inner_lr, weight_lr, on)
+        first = Moment.parse(begin, "model.begin")
         with torch.random.fork_rng(devices=[]):
             joined, names = _with_joined_loss(transfers, aggregate)
             built_risk = _built_risk(risk)
@@ -491,6 +505,7 @@ class AdaptiveDistiller(Distiller):
         self.aggregate = aggregate
         self.weighted = tuple(names)
         self.interval, self.inner_lr, self.weight_lr = interval, inner_lr, weight_lr
+        self.begin = first
         self.adaptive, self.on = adaptive, on
         self.risk = built_risk
         self.register_buffer("updates", torch.zeros(2, dtype=torch.long))
@@ -503,13 +518,17 @@ class AdaptiveDistiller(Distiller):
         """The weights of the teachers by name, scalars on the device, with sum 1."""
         return dict(zip(self.weighted, self._joined.alpha.unbind(), strict=True))
 
+    @property
+    def _acts(self) -> bool:
+        return self.iteration >= self.begin.iteration(self.iterations_per_epoch)
+
     def step_through(
         self, forward: Callable[..., Any], data: dict[str, Any], optim_wrapper: OptimWrapper | OptimWrapperDict
     ) -> dict[str, Tensor]:
         """The distiller's step, after an update of the weights where one is due; the log has the weights."""
         targets = data.get("targets", {})
         chosen = self._distilled(targets, len(data["inputs"]))  # on the CPU, so that no GPU has to be waited for
-        self._due = self.adaptive and self.iteration % self.interval == 0
+        self._due = self.adaptive and self._acts and self.iteration % self.interval == 0
         try:
             log = super().step_through(forward, {**data, "targets": {**targets, DISTILLED: chosen}}, optim_wrapper)
         finally:

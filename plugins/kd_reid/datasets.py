@@ -8,9 +8,9 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
-from mmengine.logging import print_log
 from mmengine.registry import DATASETS
 
+from kd_tasks.engine.log import log_once
 from kd_tasks.engine.randomness import mixed_seed
 from kd_tasks.errors import UserError, nearest
 from kd_tasks.vision.cards import SplitReport
@@ -22,6 +22,7 @@ UNLABELLED = -1
 JUNK = -1  # in the benchmarks' file names: a detection that is ignored
 
 _NAMED = 3  # examples in a message
+_FEWEST_PEOPLE = 2  # to tell apart
 
 
 class Picture(NamedTuple):
@@ -130,6 +131,25 @@ class ReIDDataset(VisionDataset):
             "meta": {"path": self.relative(picture.path), "role": picture.role},
         }
 
+    def part(self, count: int) -> list[int]:
+        """Places of about `count` samples that can be evaluated by themselves: people's queries with their gallery.
+
+        Of the split `train`, the first ones. At least two people, as far as there are any.
+        """
+        if self.split == "train":
+            return list(range(min(count, len(self))))
+        people: dict[int, list[int]] = {}
+        for place, picture in enumerate(self.items):
+            people.setdefault(picture.identity, []).append(place)
+        present = {picture.identity for picture in self.items if picture.role == GALLERY}
+        asked = dict.fromkeys(picture.identity for picture in self.items if picture.role == QUERY)
+        chosen: list[int] = []
+        for number, identity in enumerate(identity for identity in asked if identity in present):
+            if number >= _FEWEST_PEOPLE and len(chosen) + len(people[identity]) > count:
+                break
+            chosen += people[identity]
+        return sorted(chosen)
+
     def summary(self) -> str:
         """A table of the subsets with their identities, pictures and cameras."""
         subsets: dict[str, list[Picture]] = {}
@@ -146,9 +166,9 @@ class ReIDDataset(VisionDataset):
 
     def announce(self) -> None:
         """Log the table, and warn of what was left out."""
-        print_log(self.summary(), logger="current")
+        log_once(self.summary())
         for warning in self.warnings():
-            print_log(f"{type(self).__name__}: {warning}", logger="current", level=logging.WARNING)
+            log_once(f"{type(self).__name__}, {self.root}: {warning}", logging.WARNING)
 
     def warnings(self) -> list[str]:
         """What a person should look at, though the split can be used."""
@@ -190,14 +210,14 @@ class ReIDDataset(VisionDataset):
         return report
 
     def _training(self, pictures: list[Picture]) -> list[Picture]:
+        if not pictures and self.unreadable:
+            raise UserError(f"{type(self).__name__}: {self.root} has no picture for training.{self._blame()}")
         identities = sorted({picture.identity for picture in pictures} - {UNLABELLED})
         chosen = identities if self.labelled is None else self._drawn(identities)
         label_of = {identity: label for label, identity in enumerate(chosen)}
         self.classes = tuple(self.name_of(identity) for identity in chosen)
         kept = [p for p in pictures if self.unlabelled or p.identity in label_of]
         self.labels = [label_of.get(p.identity, UNLABELLED) for p in kept]
-        if not kept and self.unreadable:
-            raise UserError(f"{type(self).__name__}: {self.root} has no picture for training.{self._blame()}")
         return kept
 
     def _drawn(self, identities: list[int]) -> list[int]:

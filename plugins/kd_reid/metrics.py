@@ -1,6 +1,5 @@
 """The metric of re-identification: mAP, Rank-k and mINP of a retrieval, as torchreid and fast-reid report them."""
 
-import functools
 import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +8,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from mmengine.logging import print_log
 from mmengine.registry import METRICS
 from torch import Tensor
 
@@ -29,6 +27,7 @@ from kd_reid.ranking import (
     single_shot_cmc,
     unmatched,
 )
+from kd_tasks.engine.log import log_once
 from kd_tasks.errors import UserError, nearest
 from kd_tasks.evaluation.metric import Metric
 
@@ -147,10 +146,10 @@ class ReIDMetric(Metric):
         if not len(ranks.rank):
             raise UserError(f"ReIDMetric: {missing}. Are queries and gallery those of one split?")
         self.scores = scores(ranks, self.ap, self.max_rank)
-        _announce(f"ReIDMetric: {self.rule}.", logging.INFO)
+        log_once(f"ReIDMetric: {self.rule}.")
         if missing:
             effect = "they count 0" if self.ap == "matlab" else "they are left out of the means"
-            _announce(f"ReIDMetric: {missing}; {effect}.", logging.WARNING)
+            log_once(f"ReIDMetric: {missing}; {effect}.", logging.WARNING)
         return {name: 100 * value for name, value in self._numbers(self.scores, distances, query, known).items()}
 
     def _distances(self, queries: Tensor, gallery: Tensor) -> Distances:
@@ -222,9 +221,3 @@ def _listed(names: Mapping[str, Any]) -> str:
 
 def _shown(options: Mapping[str, Any]) -> str:
     return "(" + ", ".join(f"{key} {value}" for key, value in options.items()) + ")"
-
-
-@functools.cache
-def _announce(text: str, level: int) -> None:
-    """Log a line, once in a process."""
-    print_log(text, logger="current", level=level)

@@ -13,13 +13,12 @@ from typing import Any
 
 import cv2
 import numpy as np
-import yaml
 
 from kd_reid.datasets import GALLERY, QUERY, TRAIN, NamedFiles
 from kd_tasks.engine.randomness import mixed_seed
 from kd_tasks.errors import UserError
-from kd_tasks.vision.cards import TWIN_FILE
 from kd_tasks.vision.images import Array, write_bytes, write_image
+from kd_tasks.vision.twins import claim
 
 Progress = Callable[[int, int], None]
 
@@ -493,10 +492,10 @@ def _write_all(
     every = {folder: _description(twin, folder, seed, size, shots) for folder, shots in plans.items()}
     if "" not in plans:
         counts = {folder: dict(description["splits"]) for folder, description in every.items()}
-        _claim(root, {**_description(twin, "", seed, size, ()), "domains": counts, "splits": dict(counts[TARGET])})
+        claim(root, {**_description(twin, "", seed, size, ()), "domains": counts, "splits": dict(counts[TARGET])})
     total, done = sum(map(len, plans.values())), 0
     for folder, shots in plans.items():
-        _claim(root / folder, every[folder])
+        claim(root / folder, every[folder])
         for shot in shots:
             write_image(root / folder / shot.path, draw(shot, seed, size))
             done += 1
@@ -509,16 +508,3 @@ def _description(twin: str, domain: str, seed: int, size: Sequence[int], shots: 
     named = {"domain": domain} if domain else {}
     lengths = [int(length) for length in size]
     return {"twin": twin, **named, "version": _VERSION, "seed": seed, "size": lengths, "splits": splits}
-
-
-def _claim(root: Path, description: dict[str, Any]) -> None:
-    """Mark an empty folder as this twin's; refuse one that holds anything else."""
-    mark = root / TWIN_FILE
-    if mark.is_file():
-        there = yaml.safe_load(mark.read_text(encoding="utf-8"))
-        if there != description:
-            raise UserError(f"{root}: holds another synthetic twin: {there}. Remove the folder or choose another.")
-        return
-    if root.is_dir() and any(root.iterdir()):
-        raise UserError(f"{root}: is not empty, and what it holds is no synthetic twin. Choose another folder.")
-    write_bytes(mark, yaml.safe_dump(description, sort_keys=False).encode())

@@ -3,7 +3,6 @@
 Counts are int64 and are kept one sample at a time, so that what a distributed sampler repeats can be left out.
 """
 
-import functools
 import math
 import re
 from collections import defaultdict
@@ -15,10 +14,10 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
-from mmengine.logging import print_log
 from mmengine.registry import METRICS
 
 from kd_segmentation.classes import CITYSCAPES_IDS
+from kd_tasks.engine.log import log_once
 from kd_tasks.errors import UserError, nearest
 from kd_tasks.evaluation.metric import Metric
 from kd_tasks.paths import data_root as found_root
@@ -175,7 +174,7 @@ class SegmentationMetric(Metric):
         right, _, labelled = areas.sum(axis=1)
         means = {name: mean_of_known(scores[measure]) for name, measure in MEASURES.items()}
         means["aAcc"] = float(100 * right / labelled) if labelled else math.nan
-        announce("SegmentationMetric", self.rule)
+        log_once(f"SegmentationMetric: {self.rule}.")
         return {name: means[name] for name in self.metrics}
 
     def _classes(self) -> list[str]:
@@ -202,12 +201,6 @@ def as_bytes(mask: Any, meta: Mapping[str, Any]) -> Bytes:
             "are 0 to 254 and 255 is ignored. Correct the label files, or map their values in the data set."
         )
     return values.astype(np.uint8)
-
-
-@functools.cache
-def announce(metric: str, rule: str) -> None:
-    """Say in the log, once, by which rule a metric forms its means."""
-    print_log(f"{metric}: {rule}.", logger="current")
 
 
 @dataclass(frozen=True)
@@ -427,7 +420,7 @@ class CityscapesMetric(Metric):
             total = total + counts
         self.scores = cityscapes_scores(total)
         self.per_class = _rows(self.scores, "class") | _rows(self.scores, "category")
-        announce("CityscapesMetric", self.rule)
+        log_once(f"CityscapesMetric: {self.rule}.")
         names = {
             "mIoU": "averageScoreClasses",
             "iIoU": "averageScoreInstClasses",

@@ -14,12 +14,11 @@ from typing import Any
 
 import cv2
 import numpy as np
-import yaml
 
 from kd_tasks.engine.randomness import mixed_seed
 from kd_tasks.errors import UserError
-from kd_tasks.vision.cards import TWIN_FILE
 from kd_tasks.vision.images import Array, write_bytes, write_image
+from kd_tasks.vision.twins import claim
 
 Progress = Callable[[int, int], None]
 Point = tuple[float, float]
@@ -166,7 +165,7 @@ def _write_twin(
         "size": [int(length) for length in size],
         "splits": dict(counts),
     }
-    _claim(root, description)
+    claim(root, description)
     total, done = sum(counts.values()), 0
     for split, count in counts.items():
         for number in range(count):
@@ -174,19 +173,6 @@ def _write_twin(
             done += 1
             if progress is not None:
                 progress(done, total)
-
-
-def _claim(root: Path, description: dict[str, Any]) -> None:
-    """Mark an empty folder as this twin's; refuse one that holds anything else."""
-    mark = root / TWIN_FILE
-    if mark.is_file():
-        there = yaml.safe_load(mark.read_text(encoding="utf-8"))
-        if there != description:
-            raise UserError(f"{root}: holds another synthetic twin: {there}. Remove the folder or choose another.")
-        return
-    if root.is_dir() and any(root.iterdir()):
-        raise UserError(f"{root}: is not empty, and what it holds is no synthetic twin. Choose another folder.")
-    write_bytes(mark, yaml.safe_dump(description, sort_keys=False).encode())
 
 
 def _write_cityscapes_scene(root: Path, split: str, number: int, scene: Scene) -> None:

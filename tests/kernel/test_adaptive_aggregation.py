@@ -40,6 +40,7 @@ FIXTURES = Path(__file__).parents[1] / "fixtures" / "losses"
 SGD = {"optimizer": {"type": "SGD", "lr": 0.1}}
 NAMES = ("north", "south", "old")
 WIDTH = 6
+SHARED = "model.transfers.similarity"
 
 
 @NETWORKS.register
@@ -550,8 +551,24 @@ def test_the_check_of_a_config_knows_the_arguments(tmp_path: Path) -> None:
     assert fault.startswith("model.risk: 'contrastiv' is not a known risk. Did you mean 'contrastive'?")
     (fault,) = find_faults(config(tmp_path, **{"model.risk": {"type": "TripletRsk"}}))
     assert "'TripletRsk' is not a known criterion. Did you mean 'TripletRisk'?" in fault
-    (fault,) = find_faults(config(tmp_path, **{"model.aggregate": {"_delete_": True}, "model.weight_lr": "fast"}))
+    (fault,) = find_faults(config(tmp_path, **{"model.weight_lr": "fast"}))
     assert fault.startswith("model.weight_lr: AdaptiveDistiller takes a number here")
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"model.aggregate": "similar"}, "model.aggregate: there is no transfer 'similar'. Did you mean 'similarity'?"),
+        ({"model.aggregate": ["similarity"]}, "model.aggregate: there is no transfer ['similarity']"),
+        ({f"{SHARED}.teacher": ["north.embedding"]}, f"{SHARED}.teacher: to weight teachers takes a list"),
+        ({f"{SHARED}.teacher": ["north.embedding", "north.scores"]}, f"{SHARED}.teacher: each teacher has one weight"),
+        ({f"{SHARED}.student": ["scores", "embedding"]}, f"{SHARED}.student: each teacher is compared with one tap"),
+    ],
+    ids=["unknown", "no_name", "one_teacher", "one_teacher_twice", "two_student_taps"],
+)
+def test_the_check_of_a_config_knows_what_teachers_can_share(tmp_path: Path, change: Any, expected: str) -> None:
+    (fault,) = find_faults(config(tmp_path, **change))
+    assert fault.startswith(expected)
 
 
 def test_resumed_it_ends_with_the_same_weights(tmp_path: Path) -> None:

@@ -143,6 +143,16 @@ def test_two_recipes_are_two_rows():
     assert [row.label for row in rows] == ["distilled (pixel)", "distilled (pixel + pair)"]
 
 
+def test_runs_of_one_recipe_with_other_options_are_two_rows(tmp_path):
+    for name, options in (("plain", {}), ("half", {"model.task_weight": 0.5}), ("again", {"randomness.seed": 1})):
+        write_run(tmp_path / name, DISTILLED, {"top1": 50.0}, options=options)
+    found = compare([tmp_path / name for name in ("plain", "half", "again")], cost=False, likeness=False)
+    assert [(row.label, len(row.members)) for row in found.rows] == [
+        ("distilled (soft + hint)", 2),
+        ("distilled (soft + hint, task_weight 0.5)", 1),
+    ]
+
+
 def test_json_holds_no_number_that_json_does_not_know(tmp_path):
     found = comparison(measured(TEACHER, math.nan), measured(ALONE, 70), measured(DISTILLED, 75, path="runs/d"))
     file = found.save(tmp_path / "comparison.json")

@@ -467,6 +467,21 @@ def test_missing_data_folder_says_how_to_get_a_twin():
     assert any("kd-tasks data synth camvid elsewhere/camvid" in fault for fault in faults)
 
 
+@pytest.mark.parametrize(
+    ("name", "card", "twin"),
+    [
+        ("reid/teacher_r50_viper", "reid_folder.md", ""),
+        ("reid/demo_alone", "market1501.md", "'kd-tasks data synth market1501 datasets/market1501_twin' writes"),
+    ],
+)
+def test_missing_data_folder_names_the_card_and_the_whole_twin(name, card, twin, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("KD_TASKS_DATA", raising=False)
+    (fault,) = (fault for fault in find_faults(load_config(name)) if "data_root" in fault)
+    assert card in fault and twin in fault
+    assert twin or "synth" not in fault
+
+
 def test_data_folder_below_the_environment_variable(tmp_path, monkeypatch):
     (tmp_path / "no_such_folder").mkdir()
     monkeypatch.setenv("KD_TASKS_DATA", str(tmp_path))

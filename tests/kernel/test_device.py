@@ -128,6 +128,7 @@ def test_a_teacher_keeps_the_precision_it_was_prepared_in(prepare: dict[str, Any
 
 
 def test_a_teacher_is_compiled_for_the_batches_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.compiler.reset()  # what other tests compiled would make the batch a free size
     sizes: list[int] = []
 
     def counting(graph: Any, inputs: list[Tensor]) -> Any:

@@ -111,7 +111,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "TinyBERTEmbedding": {"on": "hidden", "model": TOKENS},
     "TinyBERTAttention": {"on": "scores", "model": TOKENS},
     "JSDivergence": LOGITS,
-    "BatchHardTriplet": {"student": "stage2"},
+    "BatchHardTriplet": ALONE,
 }
 
 # It compares two views of a picture, and a student is tapped in one: it is called by hand.

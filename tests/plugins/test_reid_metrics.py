@@ -464,8 +464,7 @@ def test_query_expansion_comes_before_the_ranking():
 def logged(monkeypatch):
     """What is logged: pairs of level and text."""
     lines = []
-    metrics._announce.cache_clear()
-    monkeypatch.setattr(metrics, "print_log", lambda text, logger, level: lines.append((level, text)))
+    monkeypatch.setattr(metrics, "log_once", lambda text, level=logging.INFO: lines.append((level, text)))
     return lines
 
 

@@ -1,0 +1,4 @@
+"""The control of adaptive_sources_mbv2_market1501: the same teachers with equal weights."""
+_base_ = './adaptive_sources_mbv2_market1501.py'
+model = dict(adaptive=False)
+work_dir = 'work_dirs/uniform_sources_mbv2_market1501'
