@@ -166,7 +166,7 @@ class Distiller(TaskModel):
         """Taps of all teachers that an active transfer reads, by the names that the transfers use."""
         wanted = {tap for t in active if not t.own_target for tap in t.teacher_taps}
         differentiable = any(t.needs_image_gradient for t in active)
-        single = len(self.teachers) == 1 and "teacher" in self.teachers
+        single = self._single_teacher
         found: dict[str, Tensor] = {}
         for name, teacher in self.teachers.items():
             prefix = "" if single else f"{name}."
@@ -199,7 +199,7 @@ class Distiller(TaskModel):
         names = [tap for t in recipe if not t.own_target for tap in t.teacher_taps]
         if names and not self.teachers:
             raise UserError("model: the transfers read a teacher, but there is none; give 'teacher' or use 'target'.")
-        single = len(self.teachers) == 1 and "teacher" in self.teachers
+        single = self._single_teacher
         strangers = [n for n in names if not single and n.split(".")[0] not in self.teachers]
         if strangers:
             known = ", ".join(self.teachers)
@@ -214,15 +214,19 @@ class Distiller(TaskModel):
 
     def _module_behind(self, transfer: Transfer, tap: str) -> nn.Module:
         """The module that a tap of the teacher's side reads, or of the student's where there is no other."""
-        if transfer.own_target or not transfer.reads_teacher:
-            return self.network.get_submodule(tap.removesuffix(INPUT_SUFFIX))
-        if len(self.teachers) == 1 and "teacher" in self.teachers:
-            return self.teachers["teacher"].network.get_submodule(tap.removesuffix(INPUT_SUFFIX))
-        name, _, path = tap.partition(".")
-        return self.teachers[name].network.get_submodule(path.removesuffix(INPUT_SUFFIX))
+        network, path = self.network, tap
+        if transfer.reads_teacher and not transfer.own_target:
+            name, _, path = ("teacher", "", tap) if self._single_teacher else tap.partition(".")
+            network = self.teachers[name].network
+        return network.get_submodule(path.removesuffix(INPUT_SUFFIX))
+
+    @property
+    def _single_teacher(self) -> bool:
+        """Whether there is one teacher, whose taps are named without it."""
+        return len(self.teachers) == 1 and "teacher" in self.teachers
 
     def _probe_batch(self) -> int:
-        return max(SMALLEST_PROBE, *(getattr(t.loss, "smallest_batch", 1) for t in self._recipe()), 1)
+        return max([SMALLEST_PROBE, *(getattr(t.loss, "smallest_batch", 1) for t in self._recipe())])
 
     def _recipe(self) -> list[Transfer]:
         return list(self.transfers.values())  # type: ignore[arg-type]

@@ -19,6 +19,7 @@ from kd_tasks.losses.base import (
     check_same_size,
     full_precision,
 )
+from kd_tasks.losses.gram import pooled
 from kd_tasks.losses.layers import (
     Fusion,
     Paraphraser,
@@ -840,8 +841,7 @@ class ActivationBoundaries(Loss):
     after a connector of a 1x1 convolution and batch normalisation. Invariant to the batch size; `sum` grows with the
     size of the maps.
 
-    *Deviations*: none in the value. The authors train by this loss alone first, and then without it. As a connector
-    joins one tap, layers with connectors are one transfer each, with weights of 1, 1/2 and 1/4 from the deepest.
+    *Deviations*: none in the value. The authors train by this loss alone first, and then without it.
     """
 
     Reduction = Literal["sum", "mean"]
@@ -900,8 +900,7 @@ class Overhaul(Loss):
     authors' code divides by zero. In ResNets the authors take the teacher's map after the residual sum, and the margin
     of the batch normalisation before it; a tap on that normalisation gives both before the sum, and `set_margins` takes
     margins for any other map. The authors keep the teacher's batch normalisation in training mode, which here is the
-    teacher's `mode='batch_stats'` and not the default. As a connector joins one tap, layers with connectors are one
-    transfer each, with weights of 1, 1/2 and 1/4 from the deepest.
+    teacher's `mode='batch_stats'` and not the default.
     """
 
     Margin = Literal["batchnorm", "batch"]
@@ -1143,11 +1142,6 @@ def squared_distances(first: Tensor, second: Tensor) -> Tensor:
     """Squared distances (N, C, D) of points (N, C, P) and (N, D, P)."""
     lengths = first.square().sum(dim=2)[:, :, None] + second.square().sum(dim=2)[:, None]
     return torch.baddbmm(lengths, first, second.mT, alpha=-2)
-
-
-def pooled(features: Tensor) -> Tensor:
-    """Features (N, D); maps are averaged over their positions."""
-    return features.flatten(2).mean(dim=2) if features.ndim > 2 else features
 
 
 def sensitivity(

@@ -3,6 +3,7 @@
 What the losses on relations are made of, with the backward passes that save time, memory or digits.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -13,6 +14,16 @@ RESOLUTION = 1e-6
 ANGLES_AT_ONCE = {"cpu": 2**18, "cuda": 2**21}
 SMALL = 1e-12  # Squared distances up to here are no distance,
 SHORT = 1e-8  # and rows up to this length have no direction.
+
+
+def pooled(features: Tensor) -> Tensor:
+    """Maps averaged over their positions, (N, C); features (N, D) as they are.
+
+    The sum is divided, and not each number: the gradient then needs no pass over the maps.
+    """
+    if features.ndim == 2:
+        return features
+    return features.sum(dim=tuple(range(2, features.ndim))) / math.prod(features.shape[2:])
 
 
 def gram(rows: Tensor) -> Tensor:

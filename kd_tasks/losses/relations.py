@@ -26,6 +26,7 @@ from kd_tasks.losses.gram import (
     gram,
     inverse_sqrt,
     mean_logarithm,
+    pooled,
     safe_sqrt,
     squared_distances,
     unit_rows,
@@ -1047,16 +1048,6 @@ def connections(height: int, width: int, neighbours: int, device: torch.device) 
         distances = (places[:, None] - places[None]).abs().amax(dim=2)
         nearest = distances.argsort(dim=1, stable=True)[:, :neighbours]
         return torch.zeros_like(distances, dtype=torch.bool).scatter_(1, nearest, True).to(device)
-
-
-def pooled(features: Tensor) -> Tensor:
-    """Maps averaged over their positions, (N, C); features (N, D) as they are.
-
-    The sum is divided, and not each number: the gradient then needs no pass over the maps.
-    """
-    if features.ndim == 2:
-        return features
-    return features.sum(dim=tuple(range(2, features.ndim))) / math.prod(features.shape[2:])
 
 
 def smaller(maps: Tensor, size: Sequence[int]) -> Tensor:
