@@ -161,8 +161,10 @@ class _Demo:
         return stages
 
     def taught(self, variant: str, seed: int) -> Config:
-        """The config of a distilled student, with the demo's teachers."""
-        weights = {name: str(self.teacher(name) / STUDENT_FILE) for name in self.plan.teachers}
+        """The config of a distilled student, with the demo's teachers if it has any."""
+        model = load_config(self.plan.variants[variant]).model
+        taught = "teacher" in model or "teachers" in model
+        weights = {name: str(self.teacher(name) / STUDENT_FILE) for name in self.plan.teachers if taught}
         places = {name: f"model.teachers.{name}" if self.several else "model.teacher" for name in weights}
         options = {f"{places[name]}.checkpoint": file for name, file in weights.items()}
         return self.config(self.plan.variants[variant], self.variant(variant, seed), seed, options)

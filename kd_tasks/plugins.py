@@ -131,7 +131,11 @@ KERNEL_MODULES = (
     "kd_tasks.registry",
     "kd_tasks.task",
     "kd_tasks.connectors",
+    "kd_tasks.vision.heatmaps",
     "kd_tasks.distiller",
     "kd_tasks.methods.adaptive_aggregation",
+    "kd_tasks.methods.teacher_supervises",
+    "kd_tasks.methods._supervised_rounds",
     "kd_tasks.engine.runner",
+    "kd_tasks.engine.samplers",
 )

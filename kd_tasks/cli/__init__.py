@@ -15,6 +15,7 @@ from kd_tasks.cli.demo import demo
 from kd_tasks.cli.evaluate import evaluate
 from kd_tasks.cli.export import export
 from kd_tasks.cli.listing import list_
+from kd_tasks.cli.predict import predict
 from kd_tasks.cli.shell import Command, Group, root
 from kd_tasks.cli.taps import taps
 from kd_tasks.cli.test import test
@@ -41,6 +42,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "taps": taps,
     "check": check,
     "browse": browse,
+    "predict": predict,
     "list": list_,
 }
 for _name, _function in _COMMANDS.items():

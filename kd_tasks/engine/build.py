@@ -33,11 +33,27 @@ def with_defaults(cfg: Config) -> Config:
             full.setdefault(f"{name}_cfg", {})
     if full.get("train_cfg") is not None:
         full.setdefault("log_processor", {"window_size": 1, "by_epoch": full.train_cfg.get("by_epoch", True)})
+    add_needed_hooks(full)
     if is_distillation(full) and "input_size" not in full.model:
         size = training_size(full) or first_sample_size(full)
         if size is not None:
             full.model.input_size = size
     return full
+
+
+def add_needed_hooks(cfg: Config) -> None:
+    """Add to the custom hooks those without which the model cannot be trained, where the config names none of them."""
+    hooks = list(cfg.get("custom_hooks") or [])
+    named = {hook.get("type") for hook in hooks if isinstance(hook, Mapping)}
+    needed = [dict(hook) for hook in getattr(_model_class(cfg), "needs_hooks", ()) if hook["type"] not in named]
+    if needed and cfg.get("train_cfg") is not None:
+        cfg.custom_hooks = [*hooks, *needed]
+
+
+def _model_class(cfg: Mapping[str, Any]) -> type | None:
+    """The registered class of the model, if it is one."""
+    name = cfg["model"].get("type")
+    return TASK_MODELS.get(name) if name in TASK_MODELS else None
 
 
 def loader_with_defaults(loader: Mapping[str, Any], shuffle: bool) -> dict[str, Any]:
@@ -92,7 +108,8 @@ def deployed_model_config(cfg: Mapping[str, Any]) -> dict[str, Any]:
     if "student" not in model:
         return {k: v for k, v in model.items() if k != "checkpoint"}
     shared = {k: model[k] for k in ("criterion", "decoder", "data_preprocessor") if k in model}
-    return {"type": "TaskModel", "network": model["student"], **shared}
+    choose = getattr(_model_class(cfg), "deployed_network", None)
+    return {"type": "TaskModel", "network": model["student"] if choose is None else choose(model), **shared}
 
 
 def build_task_model(cfg: Mapping[str, Any], checkpoint: str | None = None) -> TaskModel:

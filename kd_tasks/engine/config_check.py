@@ -25,9 +25,11 @@ from kd_tasks.engine.config_places import (
     TOP_LEVEL,
 )
 from kd_tasks.engine.config_schema import Report, check_places, inside
+from kd_tasks.engine.evaluate import build_metrics
 from kd_tasks.errors import UserError, nearest
 from kd_tasks.losses.base import AdversarialLoss
 from kd_tasks.methods.adaptive_aggregation import AdaptiveDistiller, shared_teachers
+from kd_tasks.methods.teacher_supervises import TeacherSupervisesStudents, refuse_unfit_rounds
 from kd_tasks.transfer import named_taps
 
 Values = Mapping[str, Any]
@@ -190,6 +192,29 @@ def aggregation(values: Values, report: Report) -> None:
         report.quote(str(error))
 
 
+def supervision(values: Values, report: Report) -> None:
+    """Rounds of pseudo labels fit into the training."""
+    model = _mapping(values.get("model"))
+    target = MODEL.type_of(model)
+    if not inspect.isclass(target) or not issubclass(target, TeacherSupervisesStudents):
+        return
+    try:
+        refuse_unfit_rounds(model, _mapping(values.get("train_cfg")))
+    except UserError as error:
+        report.quote(str(error))
+
+
+def evaluators(values: Values, report: Report) -> None:
+    """Metrics take their options, which would otherwise show after the training only."""
+    for key in ("val_evaluator", "test_evaluator"):
+        if values.get(key) is None or report.below(key):
+            continue
+        try:
+            build_metrics(values[key])
+        except UserError as error:
+            report.add(key, str(error))
+
+
 def taps(values: Values, report: Report) -> None:
     """Each transfer has a tap on both sides, named once."""
     for name, transfer in _transfers(values).items():
@@ -249,7 +274,18 @@ def _at(values: Any, path: str) -> Any:
     return values
 
 
-RULES = (missing_companions, training_length, counts, decay_without_base, teachers, aggregation, taps, critics)
+RULES = (
+    missing_companions,
+    training_length,
+    counts,
+    decay_without_base,
+    teachers,
+    aggregation,
+    supervision,
+    evaluators,
+    taps,
+    critics,
+)
 
 # --- Files -----------------------------------------------------------------------------------------------------------
 

@@ -59,6 +59,7 @@ from kd_tasks.errors import UserError
 from kd_tasks.inference import Preparation
 from kd_tasks.methods.adaptive_aggregation import RISKS
 from kd_tasks.registry import (
+    CODECS,
     CONNECTORS,
     CRITERIA,
     CRITICS,
@@ -110,13 +111,17 @@ DECODER = Part(_of_kind(DECODERS), WITHIN)
 PREPROCESSOR = Part(_of_kind(PREPROCESSORS), WITHIN)
 LOSS = Part(_of_kind(LOSSES), WITHIN)
 CONNECTOR = Part(_of_kind(CONNECTORS), WITHIN, short=SHORT_CONNECTOR)
+CODEC = Part(_of_kind(CODECS), WITHIN)
 WITHIN |= {
     "network": _if_dict(NETWORK),
+    "student": _if_dict(NETWORK),
+    "partner": _if_dict(NETWORK),
     "criterion": _if_dict(CRITERION),
     "decoder": _if_dict(DECODER),
     "loss": _if_dict(LOSS),
     "critic": _if_dict(Part(_of_kind(CRITICS), WITHIN)),
     "connector": _if_dict(CONNECTOR),
+    "codec": _if_dict(CODEC),
 }
 
 TRANSFER = Keys(
@@ -138,10 +143,13 @@ MODEL = Part(
     {
         "network": NETWORK,
         "student": NETWORK,
+        "partner": NETWORK,
+        "scorer": NETWORK,
         "teacher": TEACHER,
         "teachers": ByName("teachers", TEACHER),
         "transfers": ByName("transfers", TRANSFER),
         "criterion": CRITERION,
+        "codec": CODEC,
         "decoder": DECODER,
         "data_preprocessor": PREPROCESSOR,
         "task_weight": WEIGHT,

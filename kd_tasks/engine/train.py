@@ -98,7 +98,7 @@ def test(cfg: Config, checkpoint: str, folder: Path | None = None, **options: An
         raise UserError("the config has no test_dataloader and test_evaluator, so there is nothing to test on.")
     model = build_task_model(cfg, checkpoint)
     loader = build_loader(cfg.test_dataloader, seed=cfg.get("randomness", {}).get("seed") or 0)
-    result = evaluate(model, loader, cfg.test_evaluator, device=get_device(), **options)
+    result = evaluate(model, loader, cfg.test_evaluator, device=get_device(), folder=folder, **options)
     if folder is not None and is_main_process():
         weights = Path(checkpoint) / STUDENT_FILE if Path(checkpoint).is_dir() else Path(checkpoint)
         of = {"checkpoint_sha256": sha256_of(weights), "dataset_sha256": digest(cfg.test_dataloader["dataset"])}

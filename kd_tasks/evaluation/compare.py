@@ -137,6 +137,7 @@ class _Group:
             seed=run.seed,
             metrics=result.metrics,
             per_class=result.per_class,
+            note=result.note,
             cost=measure_cost(run) if cost else {},
             fidelity=self._likeness(run) if likeness and role != TEACHER else {},
         )
@@ -155,6 +156,7 @@ class _Group:
             seed=source.seed if source else None,
             metrics=numbers(known["metrics"]),
             per_class={name: numbers(row) for name, row in known["per_class"].items()},
+            note=str(known.get("note", "")),
             cost={**numbers(known["cost"]), **largest} if cost else {},
         )
 

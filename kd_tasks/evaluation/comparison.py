@@ -142,6 +142,7 @@ class Measured:
         cost: `parameters`, `multiply_adds`, `file_bytes`, `latency_ms` (median), `latency_p95_ms`, `images_per_second`,
             and an artefact's `largest_difference` from its checkpoint's outputs.
         fidelity: how near it is to the teacher: `agreement` (percent), `kl` (nats), `cka`.
+        note: how the metrics are to be read, in words; may be empty.
     """
 
     path: Path
@@ -153,6 +154,7 @@ class Measured:
     per_class: Mapping[str, Numbers] = field(default_factory=dict)
     cost: Numbers = field(default_factory=dict)
     fidelity: Numbers = field(default_factory=dict)
+    note: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON takes it."""
@@ -229,6 +231,12 @@ class Comparison:
     def main_metric(self) -> str:
         """The first metric of the task."""
         return next((name for row in self.rows for name in row.names("metrics")), "")
+
+    @property
+    def metric_note(self) -> str:
+        """How the metrics are to be read, such as what an error is divided by; empty where they need no words."""
+        notes = dict.fromkeys(member.note for row in self.rows for member in row.members)
+        return " ".join(filter(None, notes))
 
     def row(self, role: str) -> Row | None:
         """The first row of `role`."""
@@ -312,7 +320,8 @@ class Comparison:
 
     def table(self) -> Table:
         """Numbers down, parts across."""
-        table = Table(title=f"{self.task}: {self.data}", title_justify="left")
+        table = Table(title=f"{self.task}: {self.data}", title_justify="left", caption_justify="left")
+        table.caption = self.metric_note or None
         table.add_column("", no_wrap=True)
         for row in self.rows:
             table.add_column(row.label, justify="right", overflow="fold")
@@ -346,6 +355,7 @@ class Comparison:
             "lower_is_better": self.lower_is_better,
             "headline": self.headline(),
             "notes": list(self.notes),
+            "metric_note": self.metric_note,
             "rows": [self._row_dict(row) for row in self.rows],
         }
 

@@ -210,6 +210,8 @@ class ArtefactEvaluation:
             before = self.checkpoint_metrics.get(name)
             known = [f"{before:.2f}", f"{value - before:+.2f}"] if before is not None else ["-", "-"]
             metrics.add_row(name, f"{value:.2f}", *known)
+        if self.result.note:
+            metrics.caption, metrics.caption_justify = self.result.note, "left"
         facts = Table(title="Cost and differences", title_justify="left", show_header=False)
         for label, shown in self._facts():
             facts.add_row(label, shown)

@@ -52,7 +52,7 @@ def measure_metrics(run: Run, reference: Run) -> EvaluationResult:
     own = tested_alike(run, reference)
     known = read_metrics(run.folder, run.checkpoint)
     if own and known.metrics:
-        return EvaluationResult(known.metrics, known.per_class)
+        return EvaluationResult(known.metrics, known.per_class, known.note)
     cfg = reference.cfg
     if cfg.get("test_dataloader") is None or cfg.get("test_evaluator") is None:
         raise UserError(f"{reference.folder}: its config has no test data, so nothing can be compared on it.")

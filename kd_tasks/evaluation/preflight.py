@@ -262,6 +262,8 @@ def _pulls(cfg: Config, batch: Mapping[str, Any], classes: Sequence[str]) -> lis
     if not is_distillation(cfg):
         return _pulls_at(TASK_MODELS.build(with_defaults(cfg)["model"], "model").to(get_device()), batch, 0)
     model = build_distiller(cfg).to(get_device())
+    if not isinstance(model, Distiller):
+        return _pulls_at(model, batch, 0)
     refuse_other_label_order(model, classes)
     length = len(build_loader(cfg["train_dataloader"]))
     found: dict[str, Pull] = {}

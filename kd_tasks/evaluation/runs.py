@@ -81,7 +81,7 @@ class Run:
         """Names of the transfers, joined by a plus sign; after the kind of distiller, if it is not the plain one."""
         transfers = " + ".join(self.cfg.model.get("transfers") or {})
         kind = self.cfg.model.get("type")
-        return transfers if kind == "Distiller" or not transfers else f"{kind}: {transfers}"
+        return transfers if kind == "Distiller" else ": ".join(filter(None, (kind, transfers)))
 
     @property
     def curves(self) -> Path | None:
@@ -218,6 +218,7 @@ class KnownMetrics:
 
     metrics: dict[str, float] = field(default_factory=dict)
     per_class: dict[str, dict[str, float]] = field(default_factory=dict)
+    note: str = ""
 
 
 def read_metrics(folder: Path, weights: Path, dataset: Mapping[str, Any] | None = None) -> KnownMetrics:
@@ -240,7 +241,8 @@ def read_metrics(folder: Path, weights: Path, dataset: Mapping[str, Any] | None 
         fresh = sha256_of(weights) == recorded if recorded else weights.stat().st_mtime <= file.stat().st_mtime
         fresh = fresh and (dataset is None or known.get("dataset_sha256") in (None, digest(dataset)))
         per_class = {name: numbers(row) for name, row in known.get("per_class", {}).items()}
-        return KnownMetrics(numbers(known["metrics"]), per_class) if fresh else KnownMetrics()
+        note = str(known.get("note", ""))
+        return KnownMetrics(numbers(known["metrics"]), per_class, note) if fresh else KnownMetrics()
     except (json.JSONDecodeError, KeyError, AttributeError, TypeError):
         return KnownMetrics()
 

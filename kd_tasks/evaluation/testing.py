@@ -87,13 +87,17 @@ def is_class_map(value: object) -> bool:
 
 
 def as_json(value: Any) -> Any:
-    """Tensors and arrays as nested lists; anything else as it is."""
-    return value.tolist() if isinstance(value, Tensor | np.ndarray | np.generic) else value
+    """Tensors and arrays as nested lists, also those in lists, tuples and dicts; anything else as it is."""
+    if isinstance(value, Tensor | np.ndarray | np.generic):
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return {name: as_json(one) for name, one in value.items()}
+    return [as_json(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def result_tables(result: EvaluationResult) -> list[Table]:
     """The metrics, and the metrics of each class where the task has them, for a terminal."""
-    metrics = Table(title="Test data", title_justify="left")
+    metrics = Table(title="Test data", title_justify="left", caption=result.note or None, caption_justify="left")
     metrics.add_column("metric")
     metrics.add_column("value", justify="right")
     for name, value in result.metrics.items():
@@ -109,5 +113,10 @@ def class_table(per_class: Mapping[str, Mapping[str, float]]) -> Table:
     for name in names:
         table.add_column(name, justify="right")
     for label, row in per_class.items():
-        table.add_row(label, *(f"{row[name]:.2f}" if name in row else "-" for name in names))
+        table.add_row(label, *(class_cell(row[name]) if name in row else "-" for name in names))
     return table
+
+
+def class_cell(value: float) -> str:
+    """A number as a table of classes shows it: a count as it is, anything else to two places."""
+    return str(value) if isinstance(value, int) else f"{value:.2f}"

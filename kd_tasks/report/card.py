@@ -184,7 +184,8 @@ def _glossary(comparison: Comparison) -> str:
     known = {name for row in comparison.rows for group in ("fidelity", "cost") for name in row.names(group)}
     several = any(len(row.members) > 1 for row in comparison.rows)
     told = [meaning for name, meaning in MEANINGS.items() if name in known]
-    return f'<p class="told small">{_text(" ".join([*told, *([SEVERAL] if several else [])]))}</p>'
+    noted = [comparison.metric_note] if comparison.metric_note else []
+    return f'<p class="told small">{_text(" ".join([*noted, *told, *([SEVERAL] if several else [])]))}</p>'
 
 
 def _pictures(gallery: Gallery | None) -> str:
@@ -220,7 +221,8 @@ def _classes(comparison: Comparison) -> str:
     if len(classes) > MANY_CLASSES:
         shown = f"There are {len(classes)} classes, too many for a chart; metrics.json of each run has them all."
         return _section("Class by class", "", shown)
-    return _section("Class by class", charts.class_bars(rows, metric), f"{metric} of each class on the test data.")
+    explanation = " ".join(filter(None, (f"{metric} of each class on the test data.", comparison.metric_note)))
+    return _section("Class by class", charts.class_bars(rows, metric), explanation)
 
 
 def _curves(comparison: Comparison) -> str:

@@ -216,12 +216,17 @@ def _sample(
     seen: dict[str, Image] = {}
     for role, (_, model) in models.items():
         prediction = predicted(model, collate_samples([item]))[0]
-        for name, panel in drawing.panels(image, item["targets"], prediction):
+        for name, panel in drawing.panels(image, known_of(item), prediction):
             shared = name in SHARED
             seen.setdefault(name if shared else f"{name}, {role}", panel)
     path = str(item["meta"].get("path", index))
     pictures = tuple(Picture(name, data_uri(panel), f"{name} of {path}") for name, panel in seen.items())
     return Sample(f"{title} ({path})", pictures)
+
+
+def known_of(item: Mapping[str, Any]) -> dict[str, Any]:
+    """What a drawing is told of a sample: its targets, and its `meta` under that name."""
+    return {**item["targets"], "meta": item["meta"]}
 
 
 def original_image(dataset: Any, index: int, item: Mapping[str, Any] | None = None) -> Image:
@@ -301,7 +306,7 @@ def _sheets(samples: Iterable[Panels], drawing: Drawing, folder: Path, stem: str
 def _transformed(dataset: Any, drawing: Drawing) -> Callable[[int], Panels]:
     def shown(index: int) -> Panels:
         item = dataset[index]
-        return drawing.panels(as_image(item), item["targets"], None)
+        return drawing.panels(as_image(item), known_of(item), None)
 
     return shown
 
@@ -312,7 +317,7 @@ def _predicted(cfg: Config, checkpoint: str | Path, dataset: Any, drawing: Drawi
     def shown(index: int) -> Panels:
         item = dataset[index]
         prediction = predicted(model, collate_samples([item]))[0]
-        return drawing.panels(original_image(dataset, index, item), item["targets"], prediction)
+        return drawing.panels(original_image(dataset, index, item), known_of(item), prediction)
 
     return shown
 

@@ -1,8 +1,9 @@
 """The base of data sets of images: checked when built, seeded by sample, errors that name the file."""
 
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -13,9 +14,11 @@ from kd_tasks.errors import UserError, nearest
 from kd_tasks.paths import data_root as resolved
 from kd_tasks.vision.augment import Augment
 from kd_tasks.vision.cards import SplitReport, read_card
+from kd_tasks.vision.images import read_image
 
 Progress = Callable[[int, int], None]
 
+SIZING = ("Resize", "LongestMaxSize", "SmallestMaxSize", "PadIfNeeded", "CenterCrop", "CenterCropOrPad")
 GEOMETRIC = ("mask", "keypoints", "boxes", "labels")
 
 
@@ -140,6 +143,38 @@ class VisionDataset(Dataset[dict[str, Any]]):
         targets = {key: as_tensor(value) for key, value in sample.items() if key not in ("image", "meta")}
         meta = {**sample["meta"], "input_size": tuple(image.shape[:2])}
         return {"inputs": as_tensor(image.transpose(2, 0, 1)), "targets": targets, "meta": meta}
+
+    def plain(self) -> Self:
+        """The same samples as in training, targets in the pixels of `inputs`, without what is drawn at random.
+
+        Of the transforms those stay that bring each picture to a size (`SIZING`).
+        """
+        view = copy.copy(self)
+        view.test_mode = False
+        kept = [t for t in self.augment.transforms if t["type"] in SIZING and t.get("p", 1) == 1]
+        view.augment = Augment(kept, self.keypoint_swaps)
+        return view
+
+    @classmethod
+    def of_pictures(cls, root: Path, pictures: Sequence[Path], config: Mapping[str, Any]) -> Self:
+        """Pictures without annotation, prepared like those of a data set of this class in test mode.
+
+        Only `find`, `check` and `load` are replaced: what else a class does with a picture on its way, such as cutting
+        off its sky, it does here too, in `_augmented`. `targets` are empty, and `meta` has what needs no annotation.
+
+        Args:
+            root: a folder above all pictures.
+            pictures: the files.
+            config: of the data set, with `split` and `transforms`; `type`, `data_root` and `test_mode` are not read.
+        """
+
+        def load(self: Self, index: int) -> dict[str, Any]:
+            path = self.items[index]
+            return {"image": read_image(path), "meta": {"path": path.relative_to(root).as_posix()}}
+
+        replaced: dict[str, Any] = {"find": lambda _: list(pictures), "check": lambda _: None, "load": load}
+        options = {name: value for name, value in config.items() if name not in ("type", "data_root", "test_mode")}
+        return type(cls.__name__, (cls,), replaced)(data_root=root.absolute(), test_mode=True, **options)
 
     def relative(self, path: Path) -> str:
         """`path` relative to the root, with slashes."""

@@ -31,7 +31,7 @@ class Drawing(Protocol):
 
         Args:
             image: uint8 RGB (H, W, 3).
-            targets: the targets of the sample; empty if it has none.
+            targets: the targets of the sample, none if it has none, and its `meta` where that is known.
             prediction: what the decoder gave, if there is a prediction.
         """
         ...

@@ -5,95 +5,19 @@ stopped. They yield whole batches one after the other, so that the loader's `bat
 """
 
 import logging
-from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from mmengine.dist import get_dist_info, sync_random_seed
 from mmengine.logging import print_log
 from mmengine.registry import DATA_SAMPLERS
-from torch.utils.data import Sampler
 
 from kd_tasks.engine.randomness import EpochIndex, mixed_seed
+from kd_tasks.engine.samplers import BatchwiseSampler
 from kd_tasks.errors import UserError
 
 Batches = list[list[EpochIndex]]  # the batches of all ranks together
-
-
-class BatchwiseSampler(Sampler[int]):
-    """Yields the batches of an epoch one after the other, without a rest.
-
-    All ranks plan the same global batches; rank r of w ranks takes its part of each. So every rank has equally many
-    batches, and w ranks draw together what one process with a batch w times as large draws.
-
-    Args:
-        batch_size: of one rank.
-        seed: the same on all ranks. None draws one at random and shares it.
-        infinite: go on through the epochs; training by iterations sets it.
-    """
-
-    def __init__(self, batch_size: int, seed: int | None, infinite: bool) -> None:
-        self.rank, self.world_size = get_dist_info()
-        self.batch_size = batch_size
-        self.seed = int(sync_random_seed()) if seed is None else seed
-        self.infinite = infinite
-        self.epoch = 0
-        self._drawn = 0
-
-    @property
-    @abstractmethod
-    def batches(self) -> int:
-        """Batches of an epoch."""
-
-    @abstractmethod
-    def batch(self, epoch: int, number: int) -> list[EpochIndex]:
-        """This rank's batch `number` of an epoch."""
-
-    def __len__(self) -> int:
-        """Samples that each rank draws in an epoch."""
-        return self.batches * self.batch_size
-
-    def __iter__(self) -> Iterator[int]:
-        drawn, self._drawn = self._drawn, 0
-        first, within = divmod(drawn, self.batch_size)
-        if within:
-            raise UserError(
-                f"train_dataloader.batch_size: {type(self).__name__} makes batches of {self.batch_size}, and a run "
-                f"cannot go on after {drawn} samples. Set batch_size={self.batch_size}."
-            )
-        return self._stream(first)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Go to the start of `epoch`; a position that `start_at` set within this epoch stays."""
-        if epoch == self.epoch:
-            return
-        self.epoch = epoch
-        self._drawn = epoch * len(self) if self.infinite else 0
-
-    def start_at(self, samples_drawn_per_rank: int) -> None:
-        """Let the next iteration begin where a run was stopped, without loading what it had already seen.
-
-        Args:
-            samples_drawn_per_rank: samples that each rank had drawn since the run began: iterations times the batch
-                size of one rank.
-        """
-        if self.infinite:
-            self._drawn = samples_drawn_per_rank
-            return
-        self.epoch, self._drawn = divmod(samples_drawn_per_rank, len(self))
-
-    def _stream(self, first: int) -> Iterator[int]:
-        if not self.infinite:
-            epoch = self.epoch
-            for number in range(first, self.batches):
-                yield from self.batch(epoch, number)
-            return
-        while True:
-            self.epoch, number = divmod(first, self.batches)
-            yield from self.batch(self.epoch, number)
-            first += 1
 
 
 @DATA_SAMPLERS.register_module()

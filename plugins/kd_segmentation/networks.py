@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from kd_tasks.errors import UserError
 from kd_tasks.registry import NETWORKS
-from kd_tasks.vision.backbones import BasicBlock, build_backbone, kaiming_init, out_of_place, scaled
+from kd_tasks.vision.backbones import build_backbone, kaiming_init, out_of_place, scaled
 from kd_tasks.vision.pooling import region_means
+from kd_tasks.vision.small import LateralDecoder, SmallEncoder
 
 PSP_CHANNELS = {"resnet50": 512, "resnet101": 512}
 PSP_CHANNELS_OTHERS = 128
@@ -214,42 +215,6 @@ class ESPDecoder(nn.Module):
         return cut(self.up1(maps), images)
 
 
-class SmallEncoder(nn.Module):
-    """Four residual stages at strides 2, 4, 8 and 16 with 1, 2, 4 and 8 times `width` channels."""
-
-    def __init__(self, width: int, depth: int) -> None:
-        super().__init__()
-        self.channels = tuple(width * 2**i for i in range(4))
-        self.stem = ConvBNAct(3, width, 3, nn.ReLU(), stride=2)
-        inputs = (width, *self.channels[:-1])
-        stages = [
-            _small_stage(*part, depth, 1 if i == 0 else 2)
-            for i, part in enumerate(zip(inputs, self.channels, strict=True))
-        ]
-        self.stage1, self.stage2, self.stage3, self.stage4 = stages
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        first = self.stage1(self.stem(images))
-        second = self.stage2(first)
-        third = self.stage3(second)
-        return first, second, third, self.stage4(third)
-
-
-class SmallDecoder(nn.Module):
-    """Adds the encoder's deeper stages, enlarged, to its second one: (N, channels, H / 4, W / 4)."""
-
-    def __init__(self, inputs: Sequence[int], channels: int) -> None:
-        super().__init__()
-        self.laterals = nn.ModuleList(nn.Conv2d(n, channels, 1, bias=False) for n in inputs)
-        self.fuse = ConvBNAct(channels, channels, 3, nn.ReLU())
-
-    def forward(self, stages: Sequence[Tensor]) -> Tensor:
-        maps = self.laterals[-1](stages[-1])
-        for lateral, stage in zip(reversed(self.laterals[:-1]), reversed(stages[:-1]), strict=True):
-            maps = lateral(stage) + F.interpolate(maps, size=stage.shape[-2:], mode="bilinear", align_corners=False)
-        return self.fuse(maps)
-
-
 @NETWORKS.register
 class SmallSegNet(nn.Module):
     """A small residual encoder-decoder for demonstrations and tests; `width` makes the teacher and the student.
@@ -268,7 +233,7 @@ class SmallSegNet(nn.Module):
         if width < 1 or depth < 1:
             raise UserError(f"SmallSegNet: width and depth are at least 1, but are {width} and {depth}.")
         self.encoder = SmallEncoder(width, depth)
-        self.decoder = SmallDecoder(self.encoder.channels[1:], 2 * width)
+        self.decoder = LateralDecoder(self.encoder.channels[1:], 2 * width)
         self.head = nn.Conv2d(2 * width, num_classes, 1)
         kaiming_init(self)
         out_of_place(self)
@@ -290,15 +255,3 @@ def _aux_head(inputs: int, channels: int, num_classes: int, dropout: float) -> n
 
 def _norm_act(channels: int) -> nn.Sequential:
     return nn.Sequential(nn.BatchNorm2d(channels), nn.PReLU(channels))
-
-
-def _small_stage(inputs: int, outputs: int, depth: int, stride: int) -> nn.Sequential:
-    shortcut = None if inputs == outputs and stride == 1 else _shortcut(inputs, outputs, stride)
-    first = BasicBlock(inputs, outputs, stride=stride, downsample=shortcut)
-    return nn.Sequential(first, *(BasicBlock(outputs, outputs) for _ in range(depth - 1)))
-
-
-def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential:
-    """Projection of a residual block. The stride is a pooling's: see `RESNET_DIVISOR` of the backbones."""
-    conv = nn.Conv2d(inputs, outputs, 1, bias=False)
-    return nn.Sequential(nn.AvgPool2d(1, stride=stride), conv, nn.BatchNorm2d(outputs))

@@ -23,7 +23,20 @@ from kd_tasks.errors import UserError
 from kd_tasks.evaluation.comparison import ALONE, DISTILLED, TEACHER
 from kd_tasks.evaluation.preflight import preflight
 
-COMMANDS = ["demo", "train", "test", "export", "evaluate", "compare", "taps", "check", "browse", "list", "data"]
+COMMANDS = [
+    "demo",
+    "train",
+    "test",
+    "export",
+    "evaluate",
+    "compare",
+    "taps",
+    "check",
+    "browse",
+    "predict",
+    "list",
+    "data",
+]
 DIGITS = "classification/alone_digits"
 
 
@@ -171,6 +184,7 @@ def test_wrong_usage_is_exit_code_2(arguments):
         ["taps", "nowhere"],
         ["check", DIGITS, "--cfg-options", "model.network.widht=3"],
         ["browse", DIGITS, "--cfg-options", "task=nothing"],
+        ["predict", "nowhere.onnx", "nowhere"],
         ["data", "check", "nowhere"],
         ["data", "synth", "nowhere", "folder"],
         ["demo", "nowhere"],

@@ -112,6 +112,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "TinyBERTAttention": {"on": "scores", "model": TOKENS},
     "JSDivergence": LOGITS,
     "BatchHardTriplet": ALONE,
+    "LabelAttention": {"student": "stage2", "model": {"targets": "mask"}},
 }
 
 # It compares two views of a picture, and a student is tapped in one: it is called by hand.
@@ -120,6 +121,7 @@ BY_HAND = {"GradientSymmetry"}
 TARGETS = {
     "teacher_error": lambda: torch.rand(8, generator=torch.Generator().manual_seed(3)),
     "target": lambda: torch.randn(8, toys.CLASSES, generator=torch.Generator().manual_seed(3)),
+    "mask": lambda: torch.arange(8 * 16 * 16).view(8, 16, 16) % 3,
     "soft_label": lambda: torch.softmax(torch.randn(8, toys.CLASSES, generator=torch.Generator().manual_seed(3)), 1),
 }
 

@@ -11,13 +11,13 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from kd_reid import samplers
 from kd_reid.datasets import MSMT17, DukeMTMCreID, Market1501, ReIDFolder
 from kd_reid.samplers import IdentitySampler, MixedIdentitySampler
 from mmengine.logging import MMLogger
 from mmengine.registry import DATA_SAMPLERS, DATASETS
 from torch.utils.data import DataLoader
 
+from kd_tasks.engine import samplers
 from kd_tasks.engine.build import build_loader
 from kd_tasks.engine.config_schema import arguments_of
 from kd_tasks.engine.randomness import EpochIndex, sample_seed, seed_worker

@@ -1,0 +1,4 @@
+"""The control of mimicry_few_hg4_mbv2_300w: the same student on the same batches, without a teacher."""
+_base_ = ['../_base_/landmarks.py', '../_base_/300w_few.py', '../_base_/schedule_landmarks_light.py']
+model = dict(type='TaskModel', network=dict(type='HeatmapNet', backbone='mobilenet_v2', points=68, pretrained=True))
+work_dir = 'work_dirs/alone_few_mbv2_300w'

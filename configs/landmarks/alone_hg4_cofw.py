@@ -1,0 +1,4 @@
+"""Hourglass of 4 stacks, as TS3 has it, on COFW, by SRT's schedule (Dong et al.)."""
+_base_ = ['../_base_/landmarks.py', '../_base_/cofw.py', '../_base_/schedule_landmarks_srt.py']
+model = dict(type='TaskModel', network=dict(type='Hourglass', points=29, residuals=2, form='ts3'))
+work_dir = 'work_dirs/alone_hg4_cofw'

@@ -1,0 +1,4 @@
+"""Heatmaps of MobileNetV2 on COFW, without a teacher."""
+_base_ = ['../_base_/landmarks.py', '../_base_/cofw.py', '../_base_/schedule_landmarks_light.py']
+model = dict(type='TaskModel', network=dict(type='HeatmapNet', backbone='mobilenet_v2', points=29, pretrained=True))
+work_dir = 'work_dirs/alone_mbv2_cofw'

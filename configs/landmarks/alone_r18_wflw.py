@@ -1,0 +1,4 @@
+"""Heatmaps of ResNet-18 on WFLW, without a teacher."""
+_base_ = ['../_base_/landmarks.py', '../_base_/wflw.py', '../_base_/schedule_landmarks_light.py']
+model = dict(type='TaskModel', network=dict(type='HeatmapNet', backbone='resnet18', points=98, pretrained=True))
+work_dir = 'work_dirs/alone_r18_wflw'

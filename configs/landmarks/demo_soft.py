@@ -1,0 +1,22 @@
+"""The demonstration: the small student, taught the larger teacher's heatmaps on all faces, labelled or not."""
+_base_ = '../_base_/landmarks_demo.py'
+model = dict(
+    type='Distiller',
+    student=dict(type='SmallLandmarkNet', points=68, width=8),
+    teacher=dict(
+        type='SmallLandmarkNet',
+        points=68,
+        width=32,
+        checkpoint='work_dirs/landmarks_demo_teacher/student.pth',
+        prepare=dict(fold_batchnorm=True),
+    ),
+    transfers=dict(
+        heatmaps=dict(
+            student='heatmaps',
+            teacher='heatmaps',
+            loss=dict(type='SoftTargets', temperature=1.0, over='positions'),
+            weight=1.0,
+        ),
+    ),
+)
+work_dir = 'work_dirs/landmarks_demo_soft'

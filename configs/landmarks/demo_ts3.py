@@ -1,0 +1,12 @@
+"""The demonstration: Teacher Supervises Students (Dong and Yang, ICCV 2019); two students label faces for each other."""
+_base_ = '../_base_/landmarks_demo.py'
+model = dict(
+    type='TeacherSupervisesStudents',
+    student=dict(type='SmallLandmarkNet', points=68, width=8),
+    partner=dict(type='Hourglass', points=68, stacks=1, channels=32, depth=3),
+    scorer=dict(type='PatchScorer', points=68, width=16),
+    rounds=3,
+    warm_up='epoch 6',
+    scorer_steps=100,
+)
+work_dir = 'work_dirs/landmarks_demo_ts3'

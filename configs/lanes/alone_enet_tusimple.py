@@ -1,0 +1,7 @@
+"""The control of the distillations from a teacher to ENet on TuSimple: the same student alone."""
+_base_ = ['../_base_/tusimple.py', '../_base_/schedule_lanes_50k.py']
+model = dict(
+    type='TaskModel',
+    network=dict(type='ENet', num_lanes=6, input_size=(368, 640)),
+)
+work_dir = 'work_dirs/alone_enet_tusimple'

@@ -1,0 +1,7 @@
+"""ERFNet alone on BDD100K."""
+_base_ = ['../_base_/bdd100k_lanes.py', '../_base_/schedule_lanes_60k.py']
+model = dict(
+    type='TaskModel',
+    network=dict(type='ERFNet', num_lanes=1, exist=False),
+)
+work_dir = 'work_dirs/alone_erfnet_bdd100k'

@@ -1,0 +1,13 @@
+"""Attention transfer (Zagoruyko and Komodakis, ICLR 2017) on TuSimple: ResNet-34 to ENet, at stride 8."""
+_base_ = ['../_base_/tusimple.py', '../_base_/schedule_lanes_50k.py']
+model = dict(
+    type='Distiller',
+    student=dict(type='ENet', num_lanes=6, input_size=(368, 640)),
+    teacher=dict(type='LaneResNet', backbone='resnet34', num_lanes=6, input_size=(368, 640),
+                 checkpoint='work_dirs/teacher_r34_tusimple/student.pth',
+                 prepare=dict(fold_batchnorm=True, channels_last=True)),
+    transfers=dict(
+        attention=dict(student='e3', teacher='backbone.layer4', loss=dict(type='AttentionTransfer'), weight=1000.0),
+    ),
+)
+work_dir = 'work_dirs/at_r34_enet_tusimple'

@@ -1,0 +1,19 @@
+"""Lane detection: the plugin's declaration."""
+
+from kd_tasks.plugins import Plugin
+
+plugin = Plugin(
+    name="lanes",
+    summary="Lane detection: self attention distillation and teachers; TuSimple, CULane, BDD100K",
+    modules=(
+        "kd_lanes.networks",
+        "kd_lanes.criterion",
+        "kd_lanes.decoder",
+        "kd_lanes.losses",
+        "kd_lanes.datasets",
+        "kd_lanes.metrics",
+    ),
+    twins={"culane": "kd_lanes.synthetic:write_culane", "tusimple": "kd_lanes.synthetic:write_tusimple"},
+    drawing="kd_lanes.drawing:LaneDrawing",
+    datasets=("tusimple", "culane", "bdd100k_lanes"),
+)
