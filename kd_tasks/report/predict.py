@@ -215,11 +215,6 @@ def drawn_predictions(outlook: Outlook, drawing: Drawing, folder: Path, files: l
 def _prepared(dataset: VisionDataset, index: int, task: str) -> dict[str, Any]:
     try:
         return dataset[index]
-    except cv2.error as error:
-        raise UserError(
-            f"{dataset.items[index]}: cannot be prepared like the pictures of the model's test data ({error.err}). Is "
-            "it much smaller than those?"
-        ) from error
     except KeyError as error:
         raise _unknown(dataset.items[index], task, error.args) from error
 

@@ -196,11 +196,6 @@ class LaneDataset(VisionDataset):
         if lanes is not None:
             self.check_lanes(lanes, frame, (height, width))
             sample["meta"]["lanes"] = [np.asarray(lane).tolist() for lane in lanes]
-        if self.crop_top >= height:
-            raise UserError(
-                f"{frame.image}: has {height} rows, but crop_top={self.crop_top} cuts off as many or more. Lower it "
-                "for pictures of this size."
-            )
         return sample
 
     def found(self, mask: Bytes) -> npt.NDArray[np.int64]:
@@ -298,7 +293,17 @@ class LaneDataset(VisionDataset):
         return frame.mask
 
     def _augmented(self, sample: dict[str, Any], seed: int) -> dict[str, Any]:
-        """The sample without its sky, at its size, after the transforms."""
+        """The sample without its sky, at its size, after the transforms.
+
+        Raises:
+            DataError: if nothing is left of the picture, or a transform cannot be applied.
+        """
+        height = sample["image"].shape[0]
+        if self.crop_top >= height:
+            raise DataError(
+                f"{sample['meta']['path']}: has {height} rows, but crop_top={self.crop_top} cuts off as many or more. "
+                "Lower it for pictures of this size."
+            )
         sample["meta"]["crop_top"] = self.crop_top
         sample["image"] = self._sized(sample["image"], _smooth)
         if self.test_mode or "mask" not in sample:
