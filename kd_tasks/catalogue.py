@@ -129,11 +129,13 @@ def _config_summary(name: str) -> str:
 def _datasets() -> Entries:
     twins = {name for plugin in discover() for name in plugin.twins}
     owners = {name: plugin.name for plugin in discover() for name in plugin.datasets}
-    return [(name, _dataset_summary(name, owner, name in twins)) for name, owner in owners.items()]
+    scored = {name for plugin in discover() for name in plugin.scorers}
+    return [(name, _dataset_summary(name, owner, name in twins, name in scored)) for name, owner in owners.items()]
 
 
-def _dataset_summary(name: str, owner: str, has_twin: bool) -> str:
+def _dataset_summary(name: str, owner: str, has_twin: bool, is_scored: bool) -> str:
     card = shipped("datasets") / f"{name}.md"
     lines = card.read_text(encoding="utf-8").splitlines() if card.is_file() else []
     title = next((line.lstrip("# ").strip() for line in lines if line.startswith("#")), "")
-    return ", ".join(filter(None, (title, owner, "has a synthetic twin" if has_twin else "")))
+    remarks = ("has a synthetic twin" if has_twin else "", "scores predictions" if is_scored else "")
+    return ", ".join(filter(None, (title, owner, *remarks)))

@@ -6,7 +6,7 @@ own tasks are found in the same way as a third party's.
 
 import functools
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -58,6 +58,9 @@ class Plugin:
         drawing: `module:class` of the task's drawing, see `kd_tasks.vision.drawing.Drawing`.
         demo: what `kd-tasks demo` runs.
         datasets: names of the data-set cards that belong to the task.
+        scorers: `module:function` by the name of a format, for `kd-tasks score NAME`; a function
+            `score(predictions: Path, annotations: Path, ...)`, with options by name, that evaluates files whoever wrote
+            them and gives an `EvaluationResult`.
     """
 
     name: str
@@ -68,6 +71,7 @@ class Plugin:
     drawing: str | None = None
     demo: Demo | None = None
     datasets: tuple[str, ...] = ()
+    scorers: Mapping[str, str] = field(default_factory=dict)
 
     def load(self) -> None:
         """Import the plugin's modules, so that what they register is known."""
@@ -121,10 +125,22 @@ def resolve(reference: str) -> Any:
 
 def twin(name: str) -> Callable[..., None]:
     """The writer of the synthetic twin called `name`, of whichever plugin has it."""
-    twins = {key: reference for p in discover() for key, reference in p.twins.items()}
-    if name not in twins:
-        raise UserError(f"there is no synthetic twin {name!r}.{nearest(name, twins)} There are: {', '.join(twins)}.")
-    return resolve(twins[name])
+    writer: Callable[..., None] = _declared("synthetic twin", name, (p.twins for p in discover()))
+    return writer
+
+
+def scorer(name: str) -> Callable[..., Any]:
+    """The function that evaluates predictions in the format called `name`, of whichever plugin has it."""
+    function: Callable[..., Any] = _declared("format of predictions", name, (p.scorers for p in discover()))
+    return function
+
+
+def _declared(kind: str, name: str, declared: Iterable[Mapping[str, str]]) -> Any:
+    references = {key: reference for mapping in declared for key, reference in mapping.items()}
+    if name not in references:
+        known = ", ".join(references)
+        raise UserError(f"there is no {kind} {name!r}.{nearest(name, references)} There are: {known}.")
+    return resolve(references[name])
 
 
 KERNEL_MODULES = (
@@ -135,7 +151,6 @@ KERNEL_MODULES = (
     "kd_tasks.distiller",
     "kd_tasks.methods.adaptive_aggregation",
     "kd_tasks.methods.teacher_supervises",
-    "kd_tasks.methods._supervised_rounds",
     "kd_tasks.engine.runner",
     "kd_tasks.engine.samplers",
 )

@@ -1,9 +1,9 @@
 """Faces of one's own in two folders, 68 points, 20 % of the training faces labelled; sized for two CPU cores."""
 _base_ = './runtime.py'
 task = 'landmarks'
-_codec = dict(type='SoftmaxHeatmap', sigma=5.0)
+_codec = dict(type='SoftmaxHeatmap', sigma=4.0)
 _size = (64, 64)
-_faces = dict(type='FacesFolder', data_root='datasets/faces68', size=_size, expand=0.3)
+_faces = dict(type='FacesFolder', data_root='datasets/faces68', size=_size, expand=0.2)
 model = dict(
     criterion=dict(type='HeatmapLoss', kind='cross_entropy', codec=_codec, input_size=_size),
     decoder=dict(type='LandmarkDecoder', codec=_codec),
@@ -16,11 +16,11 @@ train_dataloader = dict(
     sampler=dict(type='MixedSampler', batch_size=32, labelled=16, batches=50),
     dataset=dict(
         split='train',
-        margin=0.3,
+        margin=0.2,
         labelled=0.2,
         transforms=[
             dict(type='HorizontalFlip', p=0.5),
-            dict(type='Affine', rotate=(-30, 30), scale=(0.85, 1.15), translate_percent=(-0.05, 0.05), p=0.9),
+            dict(type='Affine', rotate=(-15, 15), scale=(0.9, 1.1), translate_percent=(-0.05, 0.05), p=0.9),
             dict(type='RandomBrightnessContrast', brightness_limit=0.25, contrast_limit=0.3, p=0.8),
         ],
         **_faces,
@@ -33,7 +33,7 @@ test_evaluator = dict(type='LandmarkMetric', ced='ced.png')
 optim_wrapper = dict(optimizer=dict(type='AdamW', lr=3e-3, weight_decay=1e-4))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.1, begin=0, end=50, by_epoch=False),
-    dict(type='CosineAnnealingLR', by_epoch=True, convert_to_iter_based=True),
+    dict(type='CosineRestartLR', periods=[600, 200, 200, 200], restart_weights=[1, 0.5, 0.5, 0.5], eta_min=1e-5, by_epoch=False),
 ]
-train_cfg = dict(by_epoch=True, max_epochs=20)
+train_cfg = dict(by_epoch=True, max_epochs=24)
 test_cfg = dict()

@@ -1,9 +1,9 @@
 """The demonstration of landmarks: the synthetic twin of 300-W, 20 % of the training faces labelled."""
 _base_ = './runtime.py'
 task = 'landmarks'
-_codec = dict(type='SoftmaxHeatmap', sigma=5.0)
+_codec = dict(type='SoftmaxHeatmap', sigma=4.0)
 _size = (64, 64)
-_faces = dict(type='Faces300W', data_root='datasets/300w_twin', size=_size, expand=0.3)
+_faces = dict(type='Faces300W', data_root='datasets/300w_twin', size=_size, expand=0.2)
 model = dict(
     criterion=dict(type='HeatmapLoss', kind='cross_entropy', codec=_codec, input_size=_size),
     decoder=dict(type='LandmarkDecoder', codec=_codec),
@@ -13,14 +13,14 @@ train_dataloader = dict(
     batch_size=32,
     num_workers=1,
     persistent_workers=True,
-    sampler=dict(type='MixedSampler', batch_size=32, labelled=16, batches=25),
+    sampler=dict(type='MixedSampler', batch_size=32, labelled=16, batches=20),
     dataset=dict(
         split='train',
-        margin=0.3,
+        margin=0.2,
         labelled=0.2,
         transforms=[
             dict(type='HorizontalFlip', p=0.5),
-            dict(type='Affine', rotate=(-30, 30), scale=(0.85, 1.15), translate_percent=(-0.05, 0.05), p=0.9),
+            dict(type='Affine', rotate=(-15, 15), scale=(0.9, 1.1), translate_percent=(-0.05, 0.05), p=0.9),
             dict(type='RandomBrightnessContrast', brightness_limit=0.25, contrast_limit=0.3, p=0.8),
         ],
         **_faces,
@@ -32,8 +32,8 @@ test_dataloader = dict(
 test_evaluator = dict(type='LandmarkMetric', ced='ced.png')
 optim_wrapper = dict(optimizer=dict(type='AdamW', lr=3e-3, weight_decay=1e-4))
 param_scheduler = [
-    dict(type='LinearLR', start_factor=0.1, begin=0, end=50, by_epoch=False),
-    dict(type='CosineAnnealingLR', by_epoch=True, convert_to_iter_based=True),
+    dict(type='LinearLR', start_factor=0.1, begin=0, end=20, by_epoch=False),
+    dict(type='CosineRestartLR', periods=[200, 100, 100], restart_weights=[1, 0.5, 0.5], eta_min=1e-5, by_epoch=False),
 ]
-train_cfg = dict(by_epoch=True, max_epochs=16)
+train_cfg = dict(by_epoch=True, max_epochs=20)
 test_cfg = dict()

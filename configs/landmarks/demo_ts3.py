@@ -5,8 +5,10 @@ model = dict(
     student=dict(type='SmallLandmarkNet', points=68, width=8),
     partner=dict(type='Hourglass', points=68, stacks=1, channels=32, depth=3),
     scorer=dict(type='PatchScorer', points=68, width=16),
-    rounds=3,
-    warm_up='epoch 6',
-    scorer_steps=100,
+    rounds=2,
+    warm_up='epoch 10',
+    round_epochs=5,
+    labels_from='mean',
+    scorer_steps=150,
 )
 work_dir = 'work_dirs/landmarks_demo_ts3'

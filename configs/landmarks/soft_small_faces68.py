@@ -2,7 +2,7 @@
 _base_ = '../_base_/faces68.py'
 model = dict(
     type='Distiller',
-    student=dict(type='SmallLandmarkNet', points=68, width=8),
+    student=dict(type='SmallLandmarkNet', points=68, width=16),
     teacher=dict(
         type='SmallLandmarkNet',
         points=68,

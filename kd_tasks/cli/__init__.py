@@ -16,6 +16,7 @@ from kd_tasks.cli.evaluate import evaluate
 from kd_tasks.cli.export import export
 from kd_tasks.cli.listing import list_
 from kd_tasks.cli.predict import predict
+from kd_tasks.cli.score import score
 from kd_tasks.cli.shell import Command, Group, root
 from kd_tasks.cli.taps import taps
 from kd_tasks.cli.test import test
@@ -38,6 +39,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "test": test,
     "export": export,
     "evaluate": evaluate,
+    "score": score,
     "compare": compare,
     "taps": taps,
     "check": check,

@@ -13,6 +13,7 @@ from kd_tasks import __version__
 from kd_tasks.errors import UserError
 
 OK, USER_ERROR, INTERRUPTED = 0, 2, 130
+REPEATED = ("--cfg-options", "--options")
 
 Config = Annotated[str, typer.Argument(metavar="CONFIG", help="A config file, or the name of a shipped config.")]
 Checkpoint = Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A student.pth or a checkpoint of a run.")]
@@ -46,7 +47,7 @@ class Group(TyperGroup):
 class Command(TyperCommand):
     """A command whose options may be written as mmengine users write them.
 
-    `--cfg-options a=1 b=2` takes several values, and `--amp` may stand alone.
+    `--cfg-options a=1 b=2` takes several values, as `--options` does, and `--amp` may stand alone.
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -57,14 +58,14 @@ class Command(TyperCommand):
 def one_value_each(arguments: Sequence[str]) -> list[str]:
     """`--cfg-options a=1 b=2 --amp` as `--cfg-options a=1 --cfg-options b=2 --amp bf16`."""
     rewritten: list[str] = []
-    repeating = False
+    repeated = ""
     for place, argument in enumerate(arguments):
-        repeating = repeating and "=" in argument and not argument.startswith("-")
-        if repeating and rewritten[-1] != "--cfg-options":
-            rewritten.append("--cfg-options")
+        repeated = repeated if "=" in argument and not argument.startswith("-") else ""
+        if repeated and rewritten[-1] != repeated:
+            rewritten.append(repeated)
         rewritten.append(argument)
-        if argument == "--cfg-options":
-            repeating = True
+        if argument in REPEATED:
+            repeated = argument
         if argument == "--amp" and [*arguments, ""][place + 1] not in ("bf16", "fp16"):
             rewritten.append("bf16")
     return rewritten

@@ -74,8 +74,8 @@ def is_distillation(cfg: Mapping[str, Any]) -> bool:
 
 
 def training_size(cfg: Mapping[str, Any]) -> tuple[int, int] | None:
-    """(H, W) of the training pictures as the last transform with a size leaves them; None if none says so."""
-    return transformed_size((cfg.get("train_dataloader") or {}).get("dataset", {}).get("transforms", ()))
+    """(H, W) of the training pictures; None if the config does not say so."""
+    return picture_size((cfg.get("train_dataloader") or {}).get("dataset", {}))
 
 
 def first_sample_size(cfg: Mapping[str, Any]) -> tuple[int, int] | None:
@@ -88,8 +88,19 @@ def first_sample_size(cfg: Mapping[str, Any]) -> tuple[int, int] | None:
 
 
 def deployed_size(cfg: Mapping[str, Any]) -> tuple[int, int] | None:
-    """(H, W) of the test pictures as the last transform with a size leaves them; None if none says so."""
-    return transformed_size((cfg.get("test_dataloader") or {}).get("dataset", {}).get("transforms", ()))
+    """(H, W) of the test pictures; None if the config does not say so."""
+    return picture_size((cfg.get("test_dataloader") or {}).get("dataset", {}))
+
+
+def picture_size(dataset: Mapping[str, Any]) -> tuple[int, int] | None:
+    """(H, W) of a data set's pictures by its last transform that sets a size, or else by its own `size`."""
+    transformed, own = transformed_size(dataset.get("transforms", ())), dataset.get("size")
+    if transformed is not None or own is None:
+        return transformed
+    sides = own if isinstance(own, list | tuple) else (own, own)
+    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+        return None
+    return sides[0], sides[1]
 
 
 def transformed_size(transforms: Iterable[Mapping[str, Any]]) -> tuple[int, int] | None:

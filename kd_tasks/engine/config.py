@@ -232,7 +232,7 @@ def parse_options(texts: Iterable[str]) -> dict[str, Any]:
     for text in texts:
         key, separator, value = text.partition("=")
         if not separator or not key.strip():
-            raise UserError(f"--cfg-options {text!r}: an option is written key=value, such as train_cfg.max_epochs=10.")
+            raise UserError(f"{text!r}: an option is written key=value, such as train_cfg.max_epochs=10.")
         parsed[key.strip()] = _parse_value(value.strip())
     return parsed
 

@@ -21,4 +21,5 @@ plugin = Plugin(
         twin="300w",
     ),
     datasets=("300w", "wflw", "aflw", "cofw", "faces_folder"),
+    scorers={name: f"kd_landmarks.scoring:score_{name}" for name in ("300w", "wflw", "aflw", "cofw", "faces_folder")},
 )

@@ -30,6 +30,7 @@ from kd_landmarks.nme import (
 )
 from kd_tasks.engine.evaluate import EvaluationResult
 from kd_tasks.engine.log import log_once
+from kd_tasks.engine.progress import track
 from kd_tasks.errors import UserError, nearest
 from kd_tasks.evaluation.metric import Metric
 from kd_tasks.task import collate_samples
@@ -252,7 +253,7 @@ def evaluate_predictions(
     judge.dataset_meta = data.metainfo
     given = _read_predictions(Path(file))
     taken: dict[str, int] = defaultdict(int)
-    for start in range(0, len(data), BATCH):
+    for start in track(range(0, len(data), BATCH), "Landmarks"):
         batch = collate_samples([data[index] for index in range(start, min(start + BATCH, len(data)))])
         found = []
         for meta in batch["meta"]:

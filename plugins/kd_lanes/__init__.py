@@ -16,4 +16,9 @@ plugin = Plugin(
     twins={"culane": "kd_lanes.synthetic:write_culane", "tusimple": "kd_lanes.synthetic:write_tusimple"},
     drawing="kd_lanes.drawing:LaneDrawing",
     datasets=("tusimple", "culane", "bdd100k_lanes"),
+    scorers={
+        "culane": "kd_lanes.scoring:score_culane",
+        "tusimple": "kd_lanes.scoring:score_tusimple",
+        "bdd100k_lanes": "kd_lanes.scoring:score_bdd100k",
+    },
 )

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from kd_tasks.engine.progress import track
 from kd_tasks.errors import UserError
 from kd_tasks.vision.images import read_labels
 
@@ -194,6 +195,15 @@ def byte_summary(scores: Floats, thresholds: Sequence[int] = THRESHOLDS) -> dict
     return result
 
 
+def by_class(table: Mapping[str, Mapping[str, float]]) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """The AVERAGE of each measure of a `byte_summary`, and its numbers turned around: by class, then by measure."""
+    classes: dict[str, dict[str, float]] = {}
+    for measure, row in table.items():
+        for name, value in row.items():
+            classes.setdefault(name, {})[measure] = value
+    return classes.pop("AVERAGE", {}), classes
+
+
 def lane_scores(labels: npt.NDArray[np.bool_], predictions: npt.NDArray[np.bool_]) -> tuple[float, float]:
     """Accuracy and IoU of the lane pixels of one picture, 0 to 1, as papers on BDD100K report them.
 
@@ -236,7 +246,7 @@ def evaluate_folder(
     if not truths:
         raise UserError(f"{labels}: there are no PNG files; give a folder of masks, like labels/lane/masks/val.")
     boundary, lanes = [], []
-    for truth in truths:
+    for truth in track(truths, "BDD100K"):
         pair = read_mask(truth), read_mask(Path(results) / truth.name)
         if pair[0].shape != pair[1].shape:
             raise UserError(

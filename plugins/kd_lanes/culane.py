@@ -184,8 +184,9 @@ def lane_ious(
 
 def check_drawing(size: Sequence[int], width: int) -> None:
     """Raise UserError if no lane of `width` pixels can be drawn into pictures of `size` (width, height)."""
-    if len(size) != 2 or min(size) < 1:
-        raise UserError(f"the size of the pictures is {tuple(size)}; give width and height in pixels.")
+    sides = tuple(size) if isinstance(size, Sequence) else (size,)
+    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+        raise UserError(f"the size of the pictures is {sides}; give width and height in pixels.")
     if not 1 <= width <= WIDEST:
         raise UserError(f"lanes are to be drawn {width} pixels wide; give 1 to {WIDEST}.")
 
@@ -408,7 +409,7 @@ def evaluate_files(
     check_odd(odd)
     check_drawing(size, width)
     predictions, annotations = _folder(predictions_root, "predictions"), _folder(annotations_root, "annotations")
-    lists = _lists(Path(list_file))
+    lists = read_lists(list_file)
     jobs = [
         Job(lines_path(predictions, name), lines_path(annotations, name), size, width, odd)
         for name in chain.from_iterable(lists.values())
@@ -477,8 +478,9 @@ def _folder(root: str | Path, what: str) -> Path:
     return Path(root)
 
 
-def _lists(path: Path) -> dict[str, list[str]]:
-    """The pictures of each category, or of a single list."""
+def read_lists(list_file: str | Path) -> dict[str, list[str]]:
+    """The pictures of each category, or of a single list under its name; see `evaluate_files`."""
+    path = Path(list_file)
     if not path.is_dir():
         return {path.stem: read_list(path)}
     files = {category: path / category_file(category) for category in CATEGORIES}

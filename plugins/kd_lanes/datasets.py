@@ -10,11 +10,11 @@ import numpy.typing as npt
 from mmengine.registry import DATASETS
 
 from kd_lanes import bdd
-from kd_lanes.culane import CATEGORIES
+from kd_lanes.culane import CATEGORIES, category_file
 from kd_lanes.frames import Bytes, Frame, LaneDataset, Lanes
 from kd_lanes.lane_files import Lane, lines_path, read_lines
 from kd_lanes.slots import drawn_lanes, lane_classes, lane_palette, lane_slots, mirrored_slots
-from kd_lanes.tusimple import lane_rows, read_records, sample_rows
+from kd_lanes.tusimple import lane_rows, numbered_records, sample_rows
 from kd_tasks.errors import UserError, nearest
 from kd_tasks.vision.images import Array
 
@@ -137,8 +137,8 @@ class CULane(LaneDataset):
     def _of_test(self) -> dict[str, str]:
         """The category of each picture of the test lists."""
         categories: dict[str, str] = {}
-        for number, category in enumerate(CATEGORIES):
-            path = self.root / "list" / "test_split" / f"test{number}_{category}.txt"
+        for category in CATEGORIES:
+            path = self.root / "list" / "test_split" / category_file(category)
             for line in read_listed(path, self.expected):
                 name = line.words[0].lstrip("/")
                 if categories.setdefault(name, category) != category:
@@ -258,11 +258,10 @@ class TuSimple(LaneDataset):
             raise UserError(f"TuSimple: {self.root / self.masks}: no such folder of masks; masks=None draws them.")
         for name in _LABELS[self.split]:
             path = self._label_file(name)
-            numbers = [n for n, line in enumerate(_lines_of(path), start=1) if line.strip()]
-            records = read_records(path)
-            folder = self._folder_of(path, records)
-            for number, values in zip(numbers, records, strict=True):
-                yield Record(values, f"{path}: line {number}", folder)
+            records = numbered_records(path)
+            folder = self._folder_of(path, [values for _, values in records])
+            for place, values in records:
+                yield Record(values, str(place), folder)
 
     def frame(self, entry: Record) -> Frame:
         """The picture of a record."""
@@ -315,13 +314,6 @@ class TuSimple(LaneDataset):
         inside = Path(name).with_suffix(".png")
         full = self.root / self.masks / inside
         return full if full.is_file() else self.root / self.masks / Path(*inside.parts[inside.parts[0] == "clips" :])
-
-
-def _lines_of(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}.") from None
 
 
 def _points(x: Floats, rows: Floats) -> Floats:

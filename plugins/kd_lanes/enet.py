@@ -277,7 +277,7 @@ def _activation(name: str) -> nn.Module:
 
 
 def _check_depth(depth: Sequence[int]) -> None:
-    if len(depth) != 2 or depth[0] < 1 or not 1 <= depth[1] <= len(KINDS):
+    if not isinstance(depth, Sequence) or len(depth) != 2 or depth[0] < 1 or not 1 <= depth[1] <= len(KINDS):
         raise UserError(
             f"ENet: depth is {depth!r}; it is the bottlenecks in e1, at least 1, and in each later encoder block, "
             f"1 to {len(KINDS)}, such as (4, 8)."

@@ -87,11 +87,10 @@ class LaneDataset(VisionDataset):
         exist_pixels: int = 1,
     ) -> None:
         name = type(self).__name__
-        if size is not None and (len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size)):
-            raise UserError(f"{name}: size is {size!r}; it is (height, width) in pixels, such as (208, 976).")
-        if crop_top < 0 or exist_pixels < 0:
-            raise UserError(f"{name}: crop_top {crop_top} and exist_pixels {exist_pixels} must not be negative.")
-        self.size = None if size is None else (size[0], size[1])
+        self.size = None if size is None else _height_width(size, name)
+        for option, number in (("crop_top", crop_top), ("exist_pixels", exist_pixels)):
+            if not isinstance(number, int) or number < 0:
+                raise UserError(f"{name}: {option} {number!r} is no whole number of at least 0.")
         self.crop_top = crop_top
         self.exist_pixels = exist_pixels
         super().__init__(data_root, split, transforms, test_mode)
@@ -332,6 +331,14 @@ class LaneDataset(VisionDataset):
         if self.size is None or before == self.size:
             return kept
         return cv2.resize(kept, self.size[::-1], interpolation=interpolation(before, self.size))
+
+
+def _height_width(size: Sequence[int], name: str) -> tuple[int, int]:
+    """`size` of the data set called `name`."""
+    given = tuple(size) if isinstance(size, Sequence) else (size,)
+    if len(given) != 2 or not all(isinstance(side, int) and side > 0 for side in given):
+        raise UserError(f"{name}: size is {size!r}; it is (height, width) in pixels, such as (208, 976).")
+    return given[0], given[1]
 
 
 def _smooth(before: tuple[int, int], after: tuple[int, int]) -> int:

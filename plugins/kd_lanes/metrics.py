@@ -133,11 +133,7 @@ class BDDLaneMetric(Metric):
         accuracy, iou = 100 * np.mean(lanes, axis=0)
         scores = np.stack(boundary)
         table = bdd.byte_summary(scores, self.thresholds) if self.encoding == "bytes" else self._summary(scores)
-        self.per_class = {}
-        for measure, row in table.items():
-            for name, value in row.items():
-                self.per_class.setdefault(name, {})[measure] = value
-        means = self.per_class.pop("AVERAGE", {})
+        means, self.per_class = bdd.by_class(table)
         log_once(f"BDDLaneMetric: {self.rule}.")
         return {"Accuracy": float(accuracy), "IoU": float(iou), **means}
 

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from kd_lanes.culane import CATEGORIES
+from kd_lanes.culane import CATEGORIES, category_file
 from kd_lanes.lane_files import lines_path, write_lines
 from kd_tasks.engine.randomness import mixed_seed
 from kd_tasks.errors import UserError
@@ -305,7 +305,7 @@ def _mask_name(name: str) -> str:
 
 
 def _test_list(category: str) -> str:
-    return f"test_split/test{CATEGORIES.index(category)}_{category}"
+    return f"test_split/{category_file(category).removesuffix('.txt')}"
 
 
 def _write_culane_frame(root: Path, name: str, frame: Frame, masked: bool) -> list[int]:

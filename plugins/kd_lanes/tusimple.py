@@ -166,7 +166,7 @@ def summary(scores: Floats, pictures: int | None = None) -> dict[str, float]:
 
 
 @dataclass(frozen=True)
-class _Line:
+class Line:
     """One line of a file, for messages."""
 
     path: Path
@@ -186,21 +186,22 @@ def read_records(path: str | Path, keys: Sequence[str] = LABEL_KEYS) -> list[Rec
     Raises:
         UserError: if the file is missing, or a line is no JSON or lacks a key; names the line.
     """
-    return [record for _, record in _read(Path(path), keys)]
+    return [record for _, record in numbered_records(Path(path), keys)]
 
 
-def _read(path: Path, keys: Sequence[str]) -> list[tuple[_Line, Record]]:
+def numbered_records(path: Path, keys: Sequence[str] = LABEL_KEYS) -> list[tuple[Line, Record]]:
+    """`read_records` with the place of each."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         raise UserError(f"{path}: no such file.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {error}.") from error
-    places = [(_Line(path, number), line) for number, line in enumerate(lines, 1) if line.strip()]
+    places = [(Line(path, number), line) for number, line in enumerate(lines, 1) if line.strip()]
     return [(place, _parsed(place, line, keys)) for place, line in places]
 
 
-def _parsed(place: _Line, line: str, keys: Sequence[str]) -> Record:
+def _parsed(place: Line, line: str, keys: Sequence[str]) -> Record:
     try:
         record = json.loads(line)
     except json.JSONDecodeError as error:
@@ -271,8 +272,8 @@ def evaluate_files(predictions: str | Path, annotations: str | Path) -> dict[str
         UserError: if there are not as many predictions as annotations, a picture is unknown, or lanes do not fit
             `h_samples`; names the line.
     """
-    labels = _read(Path(annotations), LABEL_KEYS)
-    predicted = _read(Path(predictions), PREDICTION_KEYS)
+    labels = numbered_records(Path(annotations), LABEL_KEYS)
+    predicted = numbered_records(Path(predictions), PREDICTION_KEYS)
     if not labels:
         raise UserError(f"{annotations}: holds no annotation.")
     known = {str(record["raw_file"]): (place, record) for place, record in labels}
@@ -284,9 +285,7 @@ def evaluate_files(predictions: str | Path, annotations: str | Path) -> dict[str
     return summary(score_pictures(found, lanes, rows, [_run_time(*entry) for entry in predicted]), len(known))
 
 
-def _check_pictures(
-    path: Path, predicted: Sequence[tuple[_Line, Record]], known: Mapping[str, Any], count: int
-) -> None:
+def _check_pictures(path: Path, predicted: Sequence[tuple[Line, Record]], known: Mapping[str, Any], count: int) -> None:
     names = Counter(str(record["raw_file"]) for _, record in predicted)
     missing = [name for name in known if name not in names]
     for place, record in predicted:
@@ -305,13 +304,13 @@ def _check_pictures(
         )
 
 
-def _label_arrays(place: _Line, record: Record) -> tuple[Floats, Floats]:
+def _label_arrays(place: Line, record: Record) -> tuple[Floats, Floats]:
     """Lanes (lanes, rows) and rows (rows,) of one annotation."""
     rows = sample_rows(record["h_samples"], place)
     return lane_rows(record["lanes"], len(rows), place), rows
 
 
-def _prediction_array(place: _Line, record: Record, rows: Floats) -> Floats:
+def _prediction_array(place: Line, record: Record, rows: Floats) -> Floats:
     if "h_samples" in record and not np.array_equal(sample_rows(record["h_samples"], place), rows):
         raise UserError(
             f"{place}: its h_samples are not the {len(rows)} of the annotation, {rows.min():g} to {rows.max():g}. "
@@ -320,7 +319,7 @@ def _prediction_array(place: _Line, record: Record, rows: Floats) -> Floats:
     return lane_rows(record["lanes"], len(rows), place)
 
 
-def _run_time(place: _Line, record: Record) -> float:
+def _run_time(place: Line, record: Record) -> float:
     try:
         return float(record["run_time"])
     except (TypeError, ValueError):

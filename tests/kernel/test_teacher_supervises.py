@@ -29,8 +29,9 @@ from kd_tasks.engine.runner import DistillRunner
 from kd_tasks.engine.train import train
 from kd_tasks.errors import UserError
 from kd_tasks.evaluation.preflight import preflight
-from kd_tasks.methods import teacher_supervises
-from kd_tasks.methods._pseudo_labels import (
+from kd_tasks.methods.teacher_supervises import BothStudents, TeacherSupervisesStudents
+from kd_tasks.methods.teacher_supervises import model as teacher_supervises
+from kd_tasks.methods.teacher_supervises.pseudo_labels import (
     Procedure,
     PseudoLabels,
     Rounds,
@@ -43,7 +44,6 @@ from kd_tasks.methods._pseudo_labels import (
     to_input,
     to_original,
 )
-from kd_tasks.methods.teacher_supervises import BothStudents, TeacherSupervisesStudents
 from kd_tasks.registry import CODECS, CRITERIA, DECODERS, NETWORKS
 from kd_tasks.task import TaskModel
 from kd_tasks.vision.dataset import VisionDataset

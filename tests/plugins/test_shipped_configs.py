@@ -11,7 +11,7 @@ from kd_tasks.distiller import Distiller
 from kd_tasks.engine.build import build_loader, is_distillation, without_pretrained
 from kd_tasks.engine.compat import build_optimisers
 from kd_tasks.engine.config import load_config
-from kd_tasks.methods._pseudo_labels import Rounds
+from kd_tasks.methods.teacher_supervises.pseudo_labels import Rounds
 from kd_tasks.paths import config_names
 from kd_tasks.registry import TASK_MODELS
 

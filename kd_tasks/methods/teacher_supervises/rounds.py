@@ -22,7 +22,8 @@ from kd_tasks.engine.hooks import TrainingProgress, bare_model
 from kd_tasks.engine.progress import Bars, progress_bar
 from kd_tasks.engine.randomness import EpochIndex, mixed_seed, seed_worker, seeded
 from kd_tasks.errors import UserError
-from kd_tasks.methods._pseudo_labels import (
+from kd_tasks.methods.teacher_supervises.model import TeacherSupervisesStudents
+from kd_tasks.methods.teacher_supervises.pseudo_labels import (
     Procedure,
     PseudoLabels,
     Rounds,
@@ -33,7 +34,6 @@ from kd_tasks.methods._pseudo_labels import (
     resolved_norm,
     to_original,
 )
-from kd_tasks.methods.teacher_supervises import TeacherSupervisesStudents
 from kd_tasks.registry import HOOKS
 from kd_tasks.taps import evaluating
 

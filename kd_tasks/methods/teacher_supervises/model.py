@@ -1,9 +1,4 @@
-"""Teacher Supervises Students: a teacher says which pseudo labels of two students are worth training on (Dong 2019).
-
-Few faces have landmarks and many have none. Two students of different architecture learn from the few, label the rest,
-and a teacher that has learnt how good a labelled face is keeps the best of these labels; with them the students go on.
-More are kept from round to round.
-"""
+"""The task model of Teacher Supervises Students."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,7 +10,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from kd_tasks.errors import UserError
-from kd_tasks.methods._pseudo_labels import (
+from kd_tasks.methods.teacher_supervises.pseudo_labels import (
     LEARNERS,
     OPTIONS,
     Deployed,
