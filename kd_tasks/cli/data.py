@@ -27,7 +27,7 @@ def check(
     with counting() as progress:
         report = check_dataset(name, root or Path("datasets") / name, progress)
     for line in report.lines():
-        console().print(line, markup=False, highlight=False)
+        console().print(line, markup=False, highlight=False, soft_wrap=True)
     if not report.ok:
         raise typer.Exit(FAULTS_FOUND)
 
@@ -42,4 +42,4 @@ def synth(
     from kd_tasks.vision.twins import write_twin
 
     write_twin(name, root, seed)
-    console().print(f"The synthetic twin of {name} is in {root}.", highlight=False)
+    console().print(f"The synthetic twin of {name} is in {root}.", highlight=False, soft_wrap=True)

@@ -1,6 +1,6 @@
 """Lane detection: the plugin's declaration."""
 
-from kd_tasks.plugins import Plugin
+from kd_tasks.plugins import Demo, Plugin
 
 plugin = Plugin(
     name="lanes",
@@ -15,6 +15,12 @@ plugin = Plugin(
     ),
     twins={"culane": "kd_lanes.synthetic:write_culane", "tusimple": "kd_lanes.synthetic:write_tusimple"},
     drawing="kd_lanes.drawing:LaneDrawing",
+    demo=Demo(
+        teacher="lanes/demo_teacher",
+        alone="lanes/demo_alone",
+        distilled={"hint": "lanes/demo_distilled", "sad": "lanes/demo_sad"},
+        twin="culane",
+    ),
     datasets=("tusimple", "culane", "bdd100k_lanes"),
     scorers={
         "culane": "kd_lanes.scoring:score_culane",

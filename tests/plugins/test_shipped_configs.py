@@ -18,6 +18,7 @@ from kd_tasks.registry import TASK_MODELS
 SIZES = {"reid": (64, 32), "landmarks": (64, 64)}
 SKY = {"culane": 60, "tusimple": 0}
 SIZE = (64, 96)
+LATE = 10**6  # an iteration at which every transfer has begun
 WITH_TWIN = ("_300w", "_wflw")
 FOREIGN_WEIGHTS = ("pretrained", "checkpoint")
 
@@ -82,7 +83,7 @@ def test_one_step(name):
     cfg = load_config(name)
     model = TASK_MODELS.build(model_config(cfg), "model")
     if isinstance(model, Distiller):
-        model.set_moment(cfg.train_cfg.get("max_iters", 0), 1)
+        model.set_moment(cfg.train_cfg.get("max_iters", LATE), 1)
     if cfg.model.type == "TeacherSupervisesStudents":
         model.progress = Rounds(held_out=torch.zeros(3, dtype=torch.bool))
     log = model.train().train_step(batch_for(cfg), build_optimisers(model, cfg.optim_wrapper))
