@@ -183,6 +183,18 @@ class TaskModel(BaseModel):
         """Whether some parameters get no gradient in some iterations."""
         return bool(getattr(self.criterion, "skips_outputs", False))
 
+    @classmethod
+    def refuse_unfit(cls, model: Mapping[str, Any], train_cfg: Mapping[str, Any]) -> None:
+        """Look at a config before anything is built; a method with options of its own says what does not fit.
+
+        Args:
+            model: the model's part of the config.
+            train_cfg: the training's.
+
+        Raises:
+            UserError: for options that do not fit together or to the training; begins with the config key.
+        """
+
     def init_weights(self) -> None:
         """Nothing: a network has its weights when it is built. mmengine's own pass would overwrite loaded ones."""
 

@@ -28,8 +28,6 @@ from kd_tasks.engine.config_schema import Report, check_places, inside
 from kd_tasks.engine.evaluate import build_metrics
 from kd_tasks.errors import UserError, nearest
 from kd_tasks.losses.base import AdversarialLoss
-from kd_tasks.methods.adaptive_aggregation import AdaptiveDistiller, shared_teachers
-from kd_tasks.methods.teacher_supervises import TeacherSupervisesStudents, refuse_unfit_rounds
 from kd_tasks.transfer import named_taps
 
 Values = Mapping[str, Any]
@@ -180,26 +178,14 @@ def _check_teacher_tap(transfer: Values, model: Values, path: str, report: Repor
             )
 
 
-def aggregation(values: Values, report: Report) -> None:
-    """Teachers whose weights are found in training share one transfer."""
+def methods(values: Values, report: Report) -> None:
+    """What a method asks of its own options and of the training, by its `refuse_unfit`."""
     model = _mapping(values.get("model"))
-    target = MODEL.type_of(model)
-    if not inspect.isclass(target) or not issubclass(target, AdaptiveDistiller) or model.get("aggregate") is None:
+    refuse = getattr(MODEL.type_of(model), "refuse_unfit", None)
+    if refuse is None:
         return
     try:
-        shared_teachers(_transfers(values), model["aggregate"])
-    except UserError as error:
-        report.quote(str(error))
-
-
-def supervision(values: Values, report: Report) -> None:
-    """Rounds of pseudo labels fit into the training."""
-    model = _mapping(values.get("model"))
-    target = MODEL.type_of(model)
-    if not inspect.isclass(target) or not issubclass(target, TeacherSupervisesStudents):
-        return
-    try:
-        refuse_unfit_rounds(model, _mapping(values.get("train_cfg")))
+        refuse(model, _mapping(values.get("train_cfg")))
     except UserError as error:
         report.quote(str(error))
 
@@ -280,8 +266,7 @@ RULES = (
     counts,
     decay_without_base,
     teachers,
-    aggregation,
-    supervision,
+    methods,
     evaluators,
     taps,
     critics,

@@ -513,6 +513,14 @@ class AdaptiveDistiller(Distiller):
     _due = False
     _waiting: tuple[Mapping[str, Any], Sequence[Meta]] | None = None
 
+    @classmethod
+    def refuse_unfit(cls, model: Mapping[str, Any], train_cfg: Mapping[str, Any]) -> None:
+        """Teachers whose weights are to be found that do not share one transfer; see `TaskModel`."""
+        transfers = model.get("transfers")
+        entries = transfers if isinstance(transfers, Mapping) else {}
+        if model.get("aggregate") is not None:
+            shared_teachers({n: e for n, e in entries.items() if isinstance(e, Mapping)}, model["aggregate"])
+
     @property
     def alpha(self) -> dict[str, Tensor]:
         """The weights of the teachers by name, scalars on the device, with sum 1."""

@@ -5,7 +5,7 @@ and a teacher that has learnt how good a labelled face is keeps the best of thes
 More are kept from round to round.
 """
 
-from kd_tasks.methods.teacher_supervises.model import BothStudents, TeacherSupervisesStudents, refuse_unfit_rounds
+from kd_tasks.methods.teacher_supervises.model import BothStudents, TeacherSupervisesStudents
 from kd_tasks.methods.teacher_supervises.rounds import SupervisedRounds
 
-__all__ = ["BothStudents", "SupervisedRounds", "TeacherSupervisesStudents", "refuse_unfit_rounds"]
+__all__ = ["BothStudents", "SupervisedRounds", "TeacherSupervisesStudents"]

@@ -210,6 +210,17 @@ class TeacherSupervisesStudents(TaskModel):
         return tuple(dict.fromkeys(self.procedure.author(name) for name in LEARNERS))
 
     @classmethod
+    def refuse_unfit(cls, model: Mapping[str, Any], train_cfg: Mapping[str, Any]) -> None:
+        """Options that make no sense, and rounds that do not fit into the training; see `TaskModel`."""
+        if "deployed" in model:
+            one_of("deployed", model["deployed"], get_args(Deployed))
+        procedure = Procedure(**{name: model[name] for name in OPTIONS if name in model})
+        if not train_cfg.get("by_epoch", True) or "max_iters" in train_cfg:
+            raise UserError("train_cfg: rounds begin between two epochs; train with by_epoch=True and max_epochs.")
+        if isinstance(train_cfg.get("max_epochs"), int):
+            procedure.first_epochs(train_cfg["max_epochs"])
+
+    @classmethod
     def deployed_network(cls, model: Mapping[str, Any]) -> dict[str, Any]:
         """The config of the network that a model of the config `model` deploys."""
         which = model.get("deployed", "student")
@@ -392,25 +403,6 @@ class TeacherSupervisesStudents(TaskModel):
                 errors.append(_errors_at(moved, points, targets, lengths))
                 pairs.append((inputs[moved], maps.float()))
         return pairs, torch.cat([*errors, lengths.new_zeros(0)]).div(-tau).exp().float()
-
-
-def refuse_unfit_rounds(model: Mapping[str, Any], train_cfg: Mapping[str, Any]) -> None:
-    """Look at what a config says of the rounds, before anything is built.
-
-    Args:
-        model: the model's part of the config.
-        train_cfg: the training's.
-
-    Raises:
-        UserError: for options that make no sense, and rounds that do not fit into the training.
-    """
-    if "deployed" in model:
-        one_of("deployed", model["deployed"], get_args(Deployed))
-    procedure = Procedure(**{name: model[name] for name in OPTIONS if name in model})
-    if not train_cfg.get("by_epoch", True) or "max_iters" in train_cfg:
-        raise UserError("train_cfg: rounds begin between two epochs; train with by_epoch=True and max_epochs.")
-    if isinstance(train_cfg.get("max_epochs"), int):
-        procedure.first_epochs(train_cfg["max_epochs"])
 
 
 def _errors_at(rows: Tensor, points: Tensor, targets: Mapping[str, Tensor], lengths: Tensor) -> Tensor:
