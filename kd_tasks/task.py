@@ -133,8 +133,7 @@ class TaskModel(BaseModel):
         preprocessor = data_preprocessor if data_preprocessor is not None else {"type": "ImagePreprocessor"}
         super().__init__(data_preprocessor=_built(preprocessor, PREPROCESSORS.build, "model.data_preprocessor"))
         self.network: nn.Module = _built(network, NETWORKS.build, "model.network")
-        if getattr(self.data_preprocessor, "channels_last", False):
-            self.network.to(memory_format=torch.channels_last)
+        self.follow_layout(self.network)
         self.criterion = _built(criterion, CRITERIA.build, "model.criterion")
         self.decoder = _built(decoder, DECODERS.build, "model.decoder")
         if checkpoint is not None:
@@ -194,6 +193,11 @@ class TaskModel(BaseModel):
         Raises:
             UserError: for options that do not fit together or to the training; begins with the config key.
         """
+
+    def follow_layout(self, network: nn.Module) -> None:
+        """Hold a network's weights in the memory format in which the preprocessor hands on images."""
+        if getattr(self.data_preprocessor, "channels_last", False):
+            network.to(memory_format=torch.channels_last)
 
     def init_weights(self) -> None:
         """Nothing: a network has its weights when it is built. mmengine's own pass would overwrite loaded ones."""

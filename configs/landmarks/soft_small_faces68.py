@@ -8,7 +8,7 @@ model = dict(
         points=68,
         width=32,
         checkpoint='work_dirs/teacher_small_faces68/student.pth',
-        prepare=dict(fold_batchnorm=True),
+        prepare=dict(fold_batchnorm=True, channels_last=True),
     ),
     transfers=dict(
         heatmaps=dict(

@@ -1,13 +1,19 @@
-"""Teacher Supervises Students (Dong and Yang, ICCV 2019): the small student and a small hourglass label faces."""
+"""Teacher Supervises Students (Dong and Yang, ICCV 2019): the small student and a partner of twice its width label faces.
+
+The partner is what the labels are good by, so it is the larger network; labels are of the mean of both networks and of
+each face and its mirror image.
+"""
 _base_ = '../_base_/faces68.py'
 model = dict(
     type='TeacherSupervisesStudents',
     student=dict(type='SmallLandmarkNet', points=68, width=16),
-    partner=dict(type='Hourglass', points=68, stacks=1, channels=32, depth=3),
+    partner=dict(type='SmallLandmarkNet', points=68, width=32),
     scorer=dict(type='PatchScorer', points=68, width=16),
-    rounds=3,
+    rounds=2,
     warm_up='epoch 12',
-    round_epochs=4,
+    round_epochs=6,
+    share=0.9,
     labels_from='mean',
+    mirrored_labels=True,
 )
 work_dir = 'work_dirs/ts3_small_faces68'

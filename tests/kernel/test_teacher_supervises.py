@@ -1,6 +1,7 @@
 """Teacher Supervises Students: selection, geometry, what a student learns from, rounds, resuming."""
 
 import copy
+import dataclasses
 import json
 import math
 import os
@@ -69,6 +70,9 @@ class FaceCodec:
 
     def pictures(self, maps: Tensor, input_size: Any) -> Tensor:
         return maps
+
+    def merge_flipped(self, maps: Tensor, flipped: Tensor, swaps: Any) -> Tensor:
+        return (maps + flipped.flip(-1)[:, swaps]) / 2
 
     def encode(self, points: Tensor, visible: Tensor, input_size: Any, map_size: Any) -> tuple[Tensor, Tensor]:
         rows, columns = (
@@ -533,6 +537,22 @@ def test_mean_labels_are_of_the_mean_maps() -> None:
     torch.testing.assert_close(quality, supervised.scorer(seen)["patches"].mean((1, 2, 3)))
 
 
+@pytest.mark.parametrize("labels_from", ["other", "mean"])
+def test_mirrored_labels_are_the_same_for_a_picture_and_its_mirror_image(labels_from: str) -> None:
+    supervised = model(labels_from=labels_from, mirrored_labels=True).eval()
+    swaps = torch.tensor(SWAPS)
+    supervised.progress = Rounds(torch.zeros(6, dtype=torch.bool), swaps)
+    inputs = supervised.data_preprocessor(batch(), False)["inputs"]
+    author = supervised.authors[0]
+    points, quality = supervised.judged(author, inputs)
+    mirrored, _ = supervised.judged(author, inputs.flip(-1))
+    x, y = mirrored[:, swaps].unbind(-1)
+    torch.testing.assert_close(points, torch.stack([SIZE - 1 - x, y], -1))
+    supervised.procedure = dataclasses.replace(supervised.procedure, mirrored_labels=False)
+    alone, _ = supervised.judged(author, inputs)
+    assert not torch.allclose(points, alone)
+
+
 def test_the_teacher_may_see_maps_that_are_drawn_afresh() -> None:
     supervised = model(scorer_inputs="points").eval()
     inputs = supervised.data_preprocessor(batch(), False)["inputs"]
@@ -951,6 +971,18 @@ def test_faults_of_the_data(tmp_path: Path, dataset: dict[str, Any], message: st
     cfg.train_dataloader.sampler = {"type": "EpochSampler"}
     with pytest.raises(UserError, match=f"(?s){message}"):
         train(cfg)
+
+
+@DATASETS.register_module()
+class OneSided(FaceData):
+    def __init__(self) -> None:
+        super().__init__()
+        self.metainfo = {**self.metainfo, "swaps": None}
+
+
+def test_mirrored_labels_need_mirror_partners(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"model\.mirrored_labels: the data set does not say which points change places"):
+        train(config(tmp_path, **{"model.mirrored_labels": True, "train_dataloader.dataset.type": "OneSided"}))
 
 
 def test_networks_for_other_points(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from kd_tasks.taps import evaluating
 from kd_tasks.task import Criterion, Decoder, Meta, Outputs, TaskModel
 
 HEATMAPS = "heatmaps"
-CODEC_METHODS = ("channels", "encode", "decode", "as_output", "pictures")
+CODEC_METHODS = ("channels", "encode", "decode", "as_output", "pictures", "merge_flipped")
 
 
 # --- The networks ----------------------------------------------------------------------------------------------------
@@ -103,6 +103,7 @@ class TeacherSupervisesStudents(TaskModel):
         round_epochs: epochs from one round to the next. Default: what is left after the warm-up in equal parts. The
             last round lasts to the end.
         labels_from: whose labels a student learns from: the `other`'s, its `own`, or the `mean` of both students' maps.
+        mirrored_labels: label by the mean of the maps of a picture and of its mirror image (flip test).
         restart: `continue` from the current weights, or go back to the `initial` ones, with an optimiser without
             memory, in each round. The learning rate follows its schedule over the whole training.
         selection: by the `scorer`; `random`, equally many; or `all` in every round. The last two train no teacher and
@@ -156,6 +157,7 @@ class TeacherSupervisesStudents(TaskModel):
         warm_up: str = "epoch 10",
         round_epochs: int | None = None,
         labels_from: Source = "other",
+        mirrored_labels: bool = False,
         restart: Restart = "continue",
         selection: Selection = "scorer",
         share: float = 1.0,
@@ -183,6 +185,7 @@ class TeacherSupervisesStudents(TaskModel):
         with torch.random.fork_rng(devices=[]):
             built = NETWORKS.build(partner, "model.partner") if isinstance(partner, Mapping) else partner
             self.scorer: nn.Module = NETWORKS.build(scorer, "model.scorer") if isinstance(scorer, Mapping) else scorer
+            self.follow_layout(built)
             self._place(self.network, built)
             self.codec = self._found_codec(codec)
             self._cells = self._probed(tuple(input_size))
@@ -362,6 +365,9 @@ class TeacherSupervisesStudents(TaskModel):
             scored: ask the teacher; otherwise the quality is not-a-number.
         """
         maps = self.maps_of(author, inputs)
+        if self.procedure.mirrored_labels and self.progress is not None and self.progress.swaps is not None:
+            mirrored = self.maps_of(author, inputs.flip(-1))
+            maps = self.codec.merge_flipped(maps, mirrored, self.progress.swaps.tolist())
         points, _ = self.codec.decode(maps, inputs.shape[-2:])
         unknown = torch.full((len(inputs),), torch.nan, device=inputs.device)
         return points, self.quality(inputs, maps) if scored else unknown

@@ -42,6 +42,7 @@ class Procedure:
     warm_up: str = "epoch 10"
     round_epochs: int | None = None
     labels_from: Source = "other"
+    mirrored_labels: bool = False
     restart: Restart = "continue"
     selection: Selection = "scorer"
     share: float = 1.0

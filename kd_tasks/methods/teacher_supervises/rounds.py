@@ -77,6 +77,7 @@ class SupervisedRounds(Hook):
         metainfo = getattr(dataset, "metainfo", None) or {}
         self._norm = resolved_norm(model.procedure.norm, metainfo) if model.procedure.selection == "scorer" else "box"
         _refuse_other_points(model, metainfo)
+        _refuse_no_mirror(model, metainfo)
         if model.progress is None:
             model.progress = Rounds(self._held_out(model, runner.seed), _swaps(metainfo))
         elif len(model.progress.held_out) != len(self._labelled):
@@ -372,6 +373,14 @@ def _refuse_other_points(model: TeacherSupervisesStudents, metainfo: Mapping[str
         f"model.student: it gives {model.channels} maps, and for the {points} points of the data set "
         f"{type(model.codec).__name__} needs {model.codec.channels(points)}."
     )
+
+
+def _refuse_no_mirror(model: TeacherSupervisesStudents, metainfo: Mapping[str, Any]) -> None:
+    if model.procedure.mirrored_labels and metainfo.get("swaps") is None:
+        raise UserError(
+            "model.mirrored_labels: the data set does not say which points change places in a mirror image (its "
+            "metainfo has no 'swaps'). Set mirrored_labels=False."
+        )
 
 
 def _swaps(metainfo: Mapping[str, Any]) -> Tensor | None:
