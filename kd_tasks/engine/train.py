@@ -2,9 +2,12 @@
 
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.device import get_device
@@ -65,11 +68,32 @@ def train(
     full.default_hooks = hooks
     full.experiment_name = folder.name
     runner = DistillRunner.from_cfg(full)
-    runner.train()
+    with threads_beside((full.get("train_dataloader") or {}).get("num_workers", 0)):
+        runner.train()
     _finish(runner, full, folder)
     if joined:
         dist.destroy_process_group()
     return folder
+
+
+@contextmanager
+def threads_beside(workers: int) -> Iterator[None]:
+    """On a CPU, leave the data workers cores of their own, up to half of all: threads that share one wait for it.
+
+    A choice that somebody made by `OMP_NUM_THREADS` stays.
+
+    Args:
+        workers: processes that load data.
+    """
+    threads = torch.get_num_threads()
+    if torch.cuda.is_available() or "OMP_NUM_THREADS" in os.environ:
+        yield
+        return
+    torch.set_num_threads(max(1, threads // 2, threads - workers))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _make(folder: Path) -> None:

@@ -19,6 +19,7 @@ from kd_tasks.engine.build import with_defaults
 from kd_tasks.engine.checkpoints import load_network, read_checkpoint
 from kd_tasks.engine.hooks import HISTORY, TrainingScalars
 from kd_tasks.engine.runner import DistillRunner
+from kd_tasks.engine.train import threads_beside
 from kd_tasks.errors import UserError
 
 unsafe = torch.serialization.get_unsafe_globals_in_checkpoint
@@ -346,3 +347,22 @@ def test_networks_that_have_been_trained_have_their_modes(tmp_path: Path) -> Non
     runner.train()
     assert isinstance(runner.model.network, nn.Module)
     assert not any(m.training for m in runner.model.teachers["teacher"].network.modules())
+
+
+@pytest.mark.parametrize(("threads", "workers", "left"), [(2, 0, 2), (2, 1, 1), (2, 4, 1), (8, 3, 5), (8, 8, 4)])
+def test_data_workers_have_cores_of_their_own(
+    threads: int, workers: int, left: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with threads_beside(workers):
+            assert torch.get_num_threads() == left
+        assert torch.get_num_threads() == threads
+        monkeypatch.setenv("OMP_NUM_THREADS", "3")
+        with threads_beside(workers):
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)

@@ -544,7 +544,7 @@ def test_mirrored_labels_are_the_same_for_a_picture_and_its_mirror_image(labels_
     supervised.progress = Rounds(torch.zeros(6, dtype=torch.bool), swaps)
     inputs = supervised.data_preprocessor(batch(), False)["inputs"]
     author = supervised.authors[0]
-    points, quality = supervised.judged(author, inputs)
+    points, _ = supervised.judged(author, inputs)
     mirrored, _ = supervised.judged(author, inputs.flip(-1))
     x, y = mirrored[:, swaps].unbind(-1)
     torch.testing.assert_close(points, torch.stack([SIZE - 1 - x, y], -1))
@@ -981,7 +981,7 @@ class OneSided(FaceData):
 
 
 def test_mirrored_labels_need_mirror_partners(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"model\.mirrored_labels: the data set does not say which points change places"):
+    with pytest.raises(UserError, match=r"model\.mirrored_labels: the data set does not say which points"):
         train(config(tmp_path, **{"model.mirrored_labels": True, "train_dataloader.dataset.type": "OneSided"}))
 
 
