@@ -7,21 +7,21 @@ _faces = dict(type='Faces300W', data_root='datasets/300w_twin', size=_size, expa
 model = dict(
     criterion=dict(type='HeatmapLoss', kind='cross_entropy', codec=_codec, input_size=_size),
     decoder=dict(type='LandmarkDecoder', codec=_codec),
-    data_preprocessor=dict(type='ImagePreprocessor'),
+    data_preprocessor=dict(type='ImagePreprocessor', channels_last=True),
 )
 train_dataloader = dict(
     batch_size=32,
     num_workers=1,
     persistent_workers=True,
-    sampler=dict(type='MixedSampler', batch_size=32, labelled=16, batches=20),
+    sampler=dict(type='MixedSampler', batch_size=32, labelled=8, batches=20),
     dataset=dict(
         split='train',
         margin=0.2,
         labelled=0.2,
         transforms=[
             dict(type='HorizontalFlip', p=0.5),
-            dict(type='Affine', rotate=(-15, 15), scale=(0.9, 1.1), translate_percent=(-0.05, 0.05), p=0.9),
-            dict(type='RandomBrightnessContrast', brightness_limit=0.25, contrast_limit=0.3, p=0.8),
+            dict(type='Affine', rotate=(-10, 10), scale=(0.92, 1.08), translate_percent=(-0.03, 0.03), p=0.9),
+            dict(type='RandomBrightnessContrast', brightness_limit=0.2, contrast_limit=0.2, p=0.8),
         ],
         **_faces,
     ),

@@ -2,6 +2,8 @@
 _base_ = '../_base_/faces68.py'
 model = dict(type='TaskModel', network=dict(type='SmallLandmarkNet', points=68, width=32))
 train_dataloader = dict(
+    batch_size=32,
+    sampler=dict(batch_size=32, labelled=8),
     dataset=dict(
         keep_unlabelled=False,
         transforms=[

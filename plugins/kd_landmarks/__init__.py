@@ -17,7 +17,7 @@ plugin = Plugin(
     demo=Demo(
         teacher="landmarks/demo_teacher",
         alone="landmarks/demo_alone",
-        distilled={"ts3": "landmarks/demo_ts3", "soft heatmaps": "landmarks/demo_soft"},
+        distilled={"soft heatmaps": "landmarks/demo_soft", "ts3": "landmarks/demo_ts3"},
         twin="300w",
     ),
     datasets=("300w", "wflw", "aflw", "cofw", "faces_folder"),
