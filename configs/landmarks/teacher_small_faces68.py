@@ -2,8 +2,6 @@
 _base_ = '../_base_/faces68.py'
 model = dict(type='TaskModel', network=dict(type='SmallLandmarkNet', points=68, width=32))
 train_dataloader = dict(
-    batch_size=32,
-    sampler=dict(batch_size=32, labelled=8),
     dataset=dict(
         keep_unlabelled=False,
         transforms=[
@@ -20,9 +18,4 @@ train_dataloader = dict(
     ),
 )
 optim_wrapper = dict(optimizer=dict(weight_decay=0.05))
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.1, begin=0, end=50, by_epoch=False),
-    dict(type='CosineAnnealingLR', begin=50, end=1000, T_max=950, eta_min=1e-5, by_epoch=False),
-]
-train_cfg = dict(by_epoch=True, max_epochs=20)
 work_dir = 'work_dirs/teacher_small_faces68'
