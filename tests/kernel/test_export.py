@@ -302,7 +302,8 @@ def test_torch_itself_would_run_the_code_in_example_inputs(artefacts: dict[str, 
     bad = rewritten(artefacts["pt2"], tmp_path / "bad.pt2", {"data/sample_inputs/model.pt": pickled(mark)})
     load_network(bad)(images(1))  # ours never reads example inputs
     assert not mark.exists()
-    with pytest.raises(AssertionError):  # a Path is no tuple of inputs, but by then it has run
+    # a Path is no tuple of inputs, but by then it has run; torch 2.14's warning of it is itself a faulty format string
+    with pytest.raises((AssertionError, TypeError)):
         torch.export.load(bad)
     assert mark.exists()
 
