@@ -1,4 +1,7 @@
-"""The small student, taught the larger teacher's heatmaps on labelled and unlabelled faces."""
+"""The small student, taught the larger teacher's heatmaps on labelled and unlabelled faces.
+
+Not a gain yet: with seed 0 its error on the test faces is 5.43, that of the control 5.41, of the teacher 5.23.
+"""
 _base_ = '../_base_/faces68.py'
 model = dict(
     type='Distiller',
