@@ -11,7 +11,7 @@ model = dict(
         points=68,
         width=32,
         checkpoint='work_dirs/teacher_small_faces68/student.pth',
-        prepare=dict(fold_batchnorm=True, channels_last=True),
+        prepare=dict(fold_batchnorm=True),
     ),
     transfers=dict(
         heatmaps=dict(

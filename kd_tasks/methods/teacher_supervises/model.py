@@ -365,7 +365,8 @@ class TeacherSupervisesStudents(TaskModel):
             scored: ask the teacher; otherwise the quality is not-a-number.
         """
         maps = self.maps_of(author, inputs)
-        if self.procedure.mirrored_labels and self.progress is not None and self.progress.swaps is not None:
+        if self.procedure.mirrored_labels:
+            assert self.progress is not None and self.progress.swaps is not None  # the hook has refused what has none
             mirrored = self.maps_of(author, inputs.flip(-1))
             maps = self.codec.merge_flipped(maps, mirrored, self.progress.swaps.tolist())
         points, _ = self.codec.decode(maps, inputs.shape[-2:])
