@@ -5,7 +5,6 @@ import logging
 import multiprocessing
 import os
 import socket
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,6 +24,7 @@ from torch import nn
 
 from kd_tasks.errors import UserError
 from kd_tasks.registry import NETWORKS
+from tests.benchmarks import landmarks as benchmark
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "metrics" / "landmarks"
 EYES_68 = {"inter_ocular": ((36,), (45,)), "inter_pupil": (tuple(range(36, 42)), tuple(range(42, 48)))}
@@ -365,33 +365,11 @@ def test_three_processes_give_the_numbers_of_one():
 # --- speed ------------------------------------------------------------------------------------------------------------
 
 
-def test_the_whole_of_wflw_is_faster_than_a_loop_over_faces():
-    rng = np.random.default_rng(0)
-    points = rng.uniform(0, 256, (2500, 98, 2))
-    pred = points + rng.normal(0, 2, points.shape)
-    visible = np.ones((2500, 98), bool)
-    norm = norm_of(None, metainfo(NORMS["wflw"]))
-
-    def ours():
-        return mean_error(face_errors(pred, points, visible, norm))
-
-    def loop():
-        return np.mean(
-            [
-                np.linalg.norm(found - truth, axis=1).mean() / np.linalg.norm(truth[60] - truth[72])
-                for found, truth in zip(pred, points, strict=True)
-            ]
-        )
-
-    assert ours() == pytest.approx(loop(), rel=1e-9)
-    times = {function: min(timed(function) for _ in range(5)) for function in (ours, loop)}
-    assert 2 * times[ours] < times[loop], times
-
-
-def timed(function):
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
+def test_the_benchmark_compares_the_same_numbers():
+    faces = benchmark.random_faces(50, 98)
+    assert benchmark.ours(*faces)() == pytest.approx(benchmark.by_face(*faces)(), rel=1e-9)
+    (row,) = benchmark.run(faces=20, rounds=1)
+    assert row.ratio > 0
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------
