@@ -53,7 +53,7 @@ def test_value_and_gradient_match_the_reference(case: Case, dtype: torch.dtype) 
     single = dtype == torch.float32
     close(value, expected, max(case.rtol, 2e-4 if single else 0))
     for name, reference in expected_gradients.items():
-        # A bias before batch normalisation has no gradient: what is left is rounding of the terms, which processors differ in.
+        # A bias before batch normalisation has no gradient: what is left is rounding, which processors differ in.
         rounding = 1e-5 if single else 1e-6
         if np.abs(reference).max() < rounding:
             assert gradients.get(name, torch.zeros(1)).abs().max() < 5 * rounding

@@ -15,7 +15,7 @@ import torch
 from kd_landmarks import metrics
 from kd_landmarks.ced import ced_curve, ced_figure, write_ced
 from kd_landmarks.metrics import LandmarkMetric, evaluate_predictions
-from kd_landmarks.nme import Norm, area_under_curve, face_errors, mean_error, norm_of
+from kd_landmarks.nme import Norm, area_under_curve, norm_of
 from mmengine.config import Config
 from mmengine.evaluator import Evaluator
 from mmengine.registry import DATASETS, METRICS
