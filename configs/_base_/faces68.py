@@ -35,10 +35,10 @@ test_dataloader = dict(
     batch_size=64, num_workers=0, dataset=dict(split='test', test_mode=True, **_faces)
 )
 test_evaluator = dict(type='LandmarkMetric', ced='ced.png')
-optim_wrapper = dict(optimizer=dict(type='AdamW', lr=3e-3, weight_decay=1e-4))
+optim_wrapper = dict(optimizer=dict(type='AdamW', lr=3e-3, weight_decay=1e-4, fused=True))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.1, begin=0, end=50, by_epoch=False),
-    dict(type='CosineAnnealingLR', begin=50, end=3000, T_max=2950, eta_min=1e-5, by_epoch=False),
+    dict(type='CosineRestartLR', periods=[1000, 2000], restart_weights=[1, 1], eta_min=1e-5, by_epoch=False),
 ]
 train_cfg = dict(by_epoch=True, max_epochs=60)
 test_cfg = dict()

@@ -30,7 +30,7 @@ test_dataloader = dict(
     batch_size=64, num_workers=0, dataset=dict(split='full', test_mode=True, **_faces)
 )
 test_evaluator = dict(type='LandmarkMetric', ced='ced.png')
-optim_wrapper = dict(optimizer=dict(type='AdamW', lr=3e-3, weight_decay=1e-4))
+optim_wrapper = dict(optimizer=dict(type='AdamW', lr=3e-3, weight_decay=1e-4, fused=True))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.1, begin=0, end=20, by_epoch=False),
     dict(type='CosineRestartLR', periods=[200, 100, 100], restart_weights=[1, 0.5, 0.5], eta_min=1e-5, by_epoch=False),

@@ -18,4 +18,9 @@ train_dataloader = dict(
     ),
 )
 optim_wrapper = dict(optimizer=dict(weight_decay=0.05))
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.1, begin=0, end=50, by_epoch=False),
+    dict(type='CosineAnnealingLR', begin=50, end=2000, T_max=1950, eta_min=1e-5, by_epoch=False),
+]
+train_cfg = dict(max_epochs=40)
 work_dir = 'work_dirs/teacher_small_faces68'

@@ -7,12 +7,12 @@ faces, it was no better than the control.
 _base_ = '../_base_/faces68.py'
 model = dict(
     type='TeacherSupervisesStudents',
-    student=dict(type='SmallLandmarkNet', points=68, width=16),
-    partner=dict(type='SmallLandmarkNet', points=68, width=32),
+    student=dict(type='HeatmapNet', backbone='resnet18', points=68, width=0.25, channels=32),
+    partner=dict(type='SmallLandmarkNet', points=68, width=24),
     scorer=dict(type='PatchScorer', points=68, width=16),
     rounds=2,
-    warm_up='epoch 24',
-    round_epochs=12,
+    warm_up='epoch 20',
+    round_epochs=10,
     share=0.9,
     labels_from='mean',
     mirrored_labels=True,

@@ -110,11 +110,35 @@ def build_optimisers(model: nn.Module, cfg: Mapping[str, Any]) -> OptimWrapper |
     if critic_cfg is not None and not critics:
         raise UserError("optim_wrapper.critic: no transfer has a critic; leave this key out.")
     if not critics:
-        return build_optim_wrapper(bare, own)
+        return _built(bare, own)
     with without_critics(bare):
-        student = build_optim_wrapper(bare, own)
-    critic = build_optim_wrapper(nn.ModuleList(critics), {"type": DeviceOptimWrapper.__name__, **critic_cfg})
+        student = _built(bare, own)
+    critic = _built(nn.ModuleList(critics), {"type": DeviceOptimWrapper.__name__, **critic_cfg})
     return StudentAndCritic(student=student, critic=critic)
+
+
+def _built(model: nn.Module, cfg: Mapping[str, Any]) -> OptimWrapper:
+    wrapper = build_optim_wrapper(model, cfg)
+    join_groups(wrapper.optimizer)
+    return wrapper
+
+
+def join_groups(optimizer: torch.optim.Optimizer) -> None:
+    """Join the groups of parameters whose options are equal, before the first step.
+
+    With `paramwise_cfg` mmengine makes a group of every single parameter, and an optimiser's kernels over many
+    parameters work within a group.
+    """
+    joined: list[dict[str, Any]] = []
+    for group in optimizer.param_groups:
+        options = {name: value for name, value in group.items() if name != "params"}
+        for other in joined:
+            if all(other[name] == value for name, value in options.items()):
+                other["params"].extend(group["params"])
+                break
+        else:
+            joined.append({"params": list(group["params"]), **options})
+    optimizer.param_groups = joined
 
 
 @MODEL_WRAPPERS.register_module()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.vgg import make_layers
 
+from kd_landmarks.markup import MARKUPS
 from kd_tasks.errors import UserError, nearest
 from kd_tasks.registry import NETWORKS
 from kd_tasks.vision.backbones import build_backbone, kaiming_init, load_pretrained, out_of_place, scaled
@@ -327,17 +328,19 @@ class FlipTest(nn.Module):
 
     Args:
         network: a network with `heatmaps` or `points`.
-        swaps: index of each point's mirrored partner; its own for a point in the middle.
+        swaps: index of each point's mirrored partner; its own for a point in the middle. Or the number of points of a
+            known markup: 68 as in 300-W, 98 as in WFLW, 29 as in COFW, 19 as in AFLW-19.
         codec: merges the heatmaps by its `merge_flipped`; None for a network that gives `points`, which are averaged.
 
     Raises:
-        UserError: if `swaps` does not pair points.
+        UserError: if `swaps` does not pair points, or is the number of points of no known markup.
     """
 
-    def __init__(self, network: nn.Module, swaps: Sequence[int], codec: MergesFlipped | None = None) -> None:
+    def __init__(self, network: nn.Module, swaps: int | Sequence[int], codec: MergesFlipped | None = None) -> None:
         super().__init__()
-        self.swaps = [int(i) for i in swaps]
-        if sorted(self.swaps) != list(range(len(self.swaps))) or any(self.swaps[j] != i for i, j in enumerate(swaps)):
+        self.swaps = known_swaps(swaps) if isinstance(swaps, int) else [int(i) for i in swaps]
+        places = list(range(len(self.swaps)))
+        if sorted(self.swaps) != places or any(self.swaps[self.swaps[i]] != i for i in places):
             raise UserError("FlipTest: swaps names the partner of each point, so that swaps[swaps[i]] is i for all i.")
         self.network = network
         self.codec = codec
@@ -386,6 +389,17 @@ class FlipTest(nn.Module):
             raise UserError(f"FlipTest: the network gives {plain.shape[1]} points, but swaps has {len(self.swaps)}.")
         x, y = flipped[:, self.swaps].unbind(-1)
         return (plain + torch.stack([1 - x, y], dim=-1)) / 2
+
+
+def known_swaps(points: int) -> list[int]:
+    """The mirrored partners of the markup with so many points.
+
+    Raises:
+        UserError: if there is none.
+    """
+    if points not in MARKUPS:
+        raise UserError(f"FlipTest: swaps is {points}; known are the markups of {', '.join(map(str, MARKUPS))} points.")
+    return list(MARKUPS[points].swaps)
 
 
 def _without_wrapper(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import toys
-from mmengine.optim import OptimWrapperDict
+from mmengine.optim import OptimWrapperDict, build_optim_wrapper
 from torch import Tensor, nn
 
 from kd_tasks.engine.compat import build_optimisers
@@ -177,6 +177,27 @@ def test_a_config_that_tells_parameters_apart_sees_them_all() -> None:
     assert rates[id(model.transfers["scaled"].loss.scale)] == pytest.approx(1.0)
     assert rates[id(model.network.head.weight)] == pytest.approx(0.1)
     assert not {id(p) for p in model.critics[0].parameters()} & set(rates)
+
+
+def test_parameters_with_equal_options_are_one_group() -> None:
+    cfg = {
+        "optimizer": {"type": "AdamW", "lr": 0.1},
+        "paramwise_cfg": {"custom_keys": {"transfers": {"lr_mult": 10.0}}},
+    }
+    models = [toys.distiller(transfers=RECIPE).train()]
+    models.append(copy.deepcopy(models[0]))
+    joined, single = build_optimisers(models[0], cfg), build_optim_wrapper(models[1], cfg)
+    groups = joined.optimizer.param_groups
+    assert sorted(group["lr"] for group in groups) == pytest.approx([0.1, 1.0])
+    held = [id(p) for group in groups for p in group["params"]]
+    assert sorted(held) == sorted(id(p) for p in models[0].parameters() if p.requires_grad)
+    assert len(single.optimizer.param_groups) == len(held)
+    for model, optim in zip(models, (joined, single), strict=True):
+        for _ in range(2):
+            model.train_step(toys.batch(), optim)
+    assert [(n, p.tolist()) for n, p in models[0].named_parameters()] == [
+        (n, p.tolist()) for n, p in models[1].named_parameters()
+    ]
 
 
 def test_an_optimiser_for_the_critic_belongs_to_a_critic() -> None:

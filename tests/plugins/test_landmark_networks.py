@@ -320,6 +320,14 @@ def test_a_checkpoint_fits_with_and_without_the_flip_test(tmp_path: Path) -> Non
         checkpoints.load_network(FlipTest(SMALL["resnet18"](), SWAPS, GaussianHeatmap()), tmp_path / "plain.pth")
 
 
+def test_flip_test_knows_the_markups_by_their_number_of_points() -> None:
+    swaps = FlipTest(Mirrorable(), 68).swaps
+    assert (swaps[0], swaps[8], swaps[36], swaps[60]) == (16, 8, 45, 64)
+    assert [swaps[i] for i in swaps] == list(range(68))
+    with pytest.raises(UserError, match="swaps is 69; known are the markups of 68, 98, 29, 19 points"):
+        FlipTest(Mirrorable(), 69)
+
+
 def test_faults_of_a_person_are_named() -> None:
     for swaps in ([1, 2, 0], [0, 0], [0, 5]):
         with pytest.raises(UserError, match="swaps names the partner"):
