@@ -1,4 +1,4 @@
-"""The demonstration of lanes: the synthetic twin of CULane, the upper 60 of 148 rows cut off, 56 x 160; 480 steps of 4.
+"""The demonstration of lanes: the synthetic twin of CULane, the upper 60 of 148 rows cut off, 56 x 160; 600 steps of 4.
 
 Steps are few: overlap and existence weigh more than in `lanes.py`, and the existence branch learns at a tenth of the
 rate, at the whole of which it dies. Lanes of the evaluation are 8 px wide, a quarter of CULane's 30.
@@ -34,8 +34,8 @@ optim_wrapper = dict(
     paramwise_cfg=dict(custom_keys={'existence': dict(lr_mult=0.1)}),
 )
 param_scheduler = [
-    dict(type='LinearLR', start_factor=0.04, begin=0, end=144, by_epoch=False),
-    dict(type='CosineAnnealingLR', begin=144, end=480, T_max=336, eta_min=0.0, by_epoch=False),
+    dict(type='LinearLR', start_factor=0.04, begin=0, end=180, by_epoch=False),
+    dict(type='CosineAnnealingLR', begin=180, end=600, T_max=420, eta_min=0.0, by_epoch=False),
 ]
-train_cfg = dict(by_epoch=True, max_epochs=4)
+train_cfg = dict(by_epoch=True, max_epochs=5)
 test_cfg = dict()
