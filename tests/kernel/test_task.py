@@ -56,6 +56,13 @@ def test_images_of_several_sizes_are_padded_at_the_right_and_the_bottom() -> Non
     assert [meta["padded_size"] for meta in batch["meta"]] == [(8, 8), (8, 8)]
 
 
+def test_meta_is_not_looked_through() -> None:
+    lanes = [[(float(i), 2.0 * i) for i in range(50)]]
+    batch = collate_samples([{**sample(4, 6), "meta": {"lanes": lanes}}] * 2)
+    prepared = ImagePreprocessor()(batch)
+    assert all(meta["lanes"] is lanes for meta in prepared["meta"])
+
+
 def test_channels_last() -> None:
     images = ImagePreprocessor(channels_last=True)(collate_samples([sample(4, 6)] * 2))["inputs"]
     assert images.is_contiguous(memory_format=torch.channels_last)

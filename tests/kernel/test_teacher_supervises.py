@@ -438,6 +438,18 @@ def test_the_student_starts_as_it_would_alone(deployed: str) -> None:
 
 
 @pytest.mark.parametrize("deployed", ["student", "partner", "both"])
+def test_both_students_follow_the_memory_format_of_the_pictures(deployed: str) -> None:
+    layout = {"type": "ImagePreprocessor", "channels_last": True}
+    wide = [
+        weight
+        for student in model(deployed=deployed, data_preprocessor=layout).students.values()
+        for weight in student.parameters()
+        if weight.dim() == 4 and weight.shape[1] > 1 and weight.shape[2] > 1
+    ]
+    assert wide and all(weight.is_contiguous(memory_format=torch.channels_last) for weight in wide)
+
+
+@pytest.mark.parametrize("deployed", ["student", "partner", "both"])
 def test_what_is_deployed(deployed: str, tmp_path: Path) -> None:
     changes = {"model.deployed": deployed, "train_cfg.max_epochs": 3, "model.student.pretrained": True}
     folder = train(config(tmp_path, **changes))
