@@ -1,8 +1,10 @@
 """Faces of one's own in two folders, 68 points, 20 % of the training faces labelled; sized for two CPU cores.
 
-Faces are cut by the extent of their points, which a shift or another scale would only hide: they move little. A batch
-has 4 labelled faces and 12 of the others; where there are no others, 16 labelled ones, the first 4 of them the same.
-Twice the steps of half the size get further: the control has an error of 5.41 in place of 5.62 (seed 0).
+Faces are cut by the extent of their points, which a shift or another scale would only hide: they move little. On faces
+moved by up to 10 degrees and 8 % the teacher's error is 5.5, on faces moved as here 5.0 (unlabelled training faces; labels
+of a validation part of the training faces and a loop of our own). A batch has 4 labelled faces and 12 of the others; where
+there are no others, 16 labelled ones, the first 4 of them the same. The rate starts anew after 1000 steps, where the first
+round of pseudo labels is.
 """
 _base_ = './runtime.py'
 task = 'landmarks'
@@ -25,7 +27,7 @@ train_dataloader = dict(
         labelled=0.2,
         transforms=[
             dict(type='HorizontalFlip', p=0.5),
-            dict(type='Affine', rotate=(-10, 10), scale=(0.92, 1.08), translate_percent=(-0.03, 0.03), p=0.9),
+            dict(type='Affine', rotate=(-6, 6), scale=(0.96, 1.04), translate_percent=(-0.015, 0.015), p=1.0),
             dict(type='RandomBrightnessContrast', brightness_limit=0.2, contrast_limit=0.2, p=0.8),
         ],
         **_faces,
