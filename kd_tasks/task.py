@@ -85,7 +85,7 @@ class ImagePreprocessor(BaseDataPreprocessor):
 
         Every meta dict gets `padded_size` (H, W), which a decoder needs to cut the padding off.
         """
-        # lists in meta, such as the points of lanes, are looked through number by number
+        # not meta: its lists, such as the points of lanes, would be looked through number by number
         batch = {name: value if name == "meta" else self.cast_data(value) for name, value in data.items()}
         images = self._one_size(batch["inputs"])
         if "meta" in batch:

@@ -131,13 +131,12 @@ def join_groups(optimizer: torch.optim.Optimizer) -> None:
     """
     joined: list[dict[str, Any]] = []
     for group in optimizer.param_groups:
-        options = {name: value for name, value in group.items() if name != "params"}
-        for other in joined:
-            if all(other[name] == value for name, value in options.items()):
-                other["params"].extend(group["params"])
-                break
+        options = {**group, "params": None}
+        same = next((other for other in joined if {**other, "params": None} == options), None)
+        if same is None:
+            joined.append({**group, "params": list(group["params"])})
         else:
-            joined.append({"params": list(group["params"]), **options})
+            same["params"].extend(group["params"])
     optimizer.param_groups = joined
 
 

@@ -4,13 +4,14 @@ from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
-from kd_landmarks.nme import Norm, face_errors, mean_error
+from kd_landmarks.markup import FACE_98, metainfo_of
+from kd_landmarks.nme import face_errors, mean_error, norm_of
 
 from tests.benchmarks import Row, in_turns
 
 Points = npt.NDArray[np.float64]
-EYES = (60, 72)  # outer corners, of the 98 points of WFLW
-NORM = Norm("inter_ocular", ((EYES[0],), (EYES[1],)))
+NORM = norm_of("inter_ocular", metainfo_of(FACE_98))
+EYES = (60, 72)  # their outer corners, as one writes them by hand
 LIMIT = 0.5
 
 

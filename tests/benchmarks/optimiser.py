@@ -1,10 +1,8 @@
 """A step of the optimiser where `paramwise_cfg` tells parameters apart, against mmengine's group for each of them."""
 
-from collections.abc import Callable
-
+import torch
 from kd_lanes.networks import ENetSAD
 from mmengine.optim import OptimWrapper, build_optim_wrapper
-from torch import nn
 
 from kd_tasks.engine.compat import join_groups
 from tests.benchmarks import Row, in_turns
@@ -18,16 +16,16 @@ def run(rounds: int = 25) -> list[Row]:
     for kind, options in (("loop", {}), ("fused", {"fused": True})):
         joined, single = (wrapper(options) for _ in range(2))
         join_groups(joined.optimizer)
-        rows.append(
-            in_turns(f"AdamW ({kind}), 269 parameters: a group each", step(joined), step(single), LIMIT, rounds)
-        )
+        name = f"AdamW ({kind}), 269 parameters: a group each"
+        rows.append(in_turns(name, joined.optimizer.step, single.optimizer.step, LIMIT, rounds))
     return rows
 
 
 def wrapper(options: dict[str, bool]) -> OptimWrapper:
     """The optimiser of a small ENet-SAD, with gradients to go by."""
     network = ENetSAD(width=0.5, depth=(1, 4), num_lanes=4, input_size=(56, 160))
-    give_gradients(network)
+    for parameter in network.parameters():
+        parameter.grad = torch.ones_like(parameter)
     return build_optim_wrapper(
         network,
         {
@@ -35,14 +33,3 @@ def wrapper(options: dict[str, bool]) -> OptimWrapper:
             "paramwise_cfg": {"custom_keys": {"existence": {"lr_mult": 0.1}}},
         },
     )
-
-
-def give_gradients(network: nn.Module) -> None:
-    """Ones."""
-    for parameter in network.parameters():
-        parameter.grad = parameter.detach().clone().fill_(1)
-
-
-def step(optim: OptimWrapper) -> Callable[[], object]:
-    """A step."""
-    return optim.optimizer.step
