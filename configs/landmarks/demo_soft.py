@@ -15,7 +15,7 @@ model = dict(
             student='heatmaps',
             teacher='heatmaps',
             loss=dict(type='SoftTargets', temperature=1.0, over='positions'),
-            weight=1.0,
+            weight=4.0,
         ),
     ),
 )

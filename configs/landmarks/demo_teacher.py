@@ -2,4 +2,9 @@
 _base_ = '../_base_/landmarks_demo.py'
 model = dict(type='TaskModel', network=dict(type='SmallLandmarkNet', points=68, width=32))
 train_dataloader = dict(dataset=dict(keep_unlabelled=False))
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.1, begin=0, end=20, by_epoch=False),
+    dict(type='CosineAnnealingLR', begin=20, end=400, T_max=380, eta_min=1e-5, by_epoch=False),
+]
+train_cfg = dict(max_epochs=20)
 work_dir = 'work_dirs/landmarks_demo_teacher'

@@ -3,12 +3,14 @@ _base_ = '../_base_/landmarks_demo.py'
 model = dict(
     type='TeacherSupervisesStudents',
     student=dict(type='SmallLandmarkNet', points=68, width=8),
-    partner=dict(type='Hourglass', points=68, stacks=1, channels=32, depth=3),
+    partner=dict(type='SmallLandmarkNet', points=68, width=16),
     scorer=dict(type='PatchScorer', points=68, width=16),
     rounds=2,
     warm_up='epoch 10',
-    round_epochs=5,
+    round_epochs=10,
+    share=0.9,
     labels_from='mean',
-    scorer_steps=150,
+    mirrored_labels=True,
+    scorer_steps=100,
 )
 work_dir = 'work_dirs/landmarks_demo_ts3'
