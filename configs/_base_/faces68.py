@@ -2,7 +2,7 @@
 
 Faces are cut by the extent of their points, which a shift or another scale would only hide: they move little. A batch has 4
 labelled faces and 12 of the others; where there are no others, 16 labelled ones, the first 4 of them the same. The rate
-starts anew after 1000 and 2000 steps, where rounds of pseudo labels are: labels are best where the rate has come down.
+starts anew after 1000 and 2000 steps: pseudo labels are best where it has come down, and are made before it rises.
 """
 _base_ = './runtime.py'
 task = 'landmarks'

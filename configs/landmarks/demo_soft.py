@@ -1,4 +1,7 @@
-"""The demonstration: the small student, taught the larger teacher's heatmaps on all faces, labelled or not."""
+"""The demonstration: the small student, taught the larger teacher's heatmaps on all faces, labelled or not.
+
+Not a gain yet: NME 7.96, the control 7.88, the teacher 6.00 (one seed).
+"""
 _base_ = '../_base_/landmarks_demo.py'
 model = dict(
     type='Distiller',

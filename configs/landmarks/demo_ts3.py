@@ -1,4 +1,7 @@
-"""The demonstration: Teacher Supervises Students (Dong and Yang, ICCV 2019); two students label faces for each other."""
+"""The demonstration: Teacher Supervises Students (Dong and Yang, ICCV 2019); two students label faces.
+
+Both are of one family, the partner twice as wide. Not a gain yet: NME 8.29, the control 7.88 (one seed).
+"""
 _base_ = '../_base_/landmarks_demo.py'
 model = dict(
     type='TeacherSupervisesStudents',
