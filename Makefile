@@ -38,6 +38,7 @@ check-gains: $(STAMP)
 	$(BIN)/kd-tasks demo classification --seeds 3
 	$(BIN)/kd-tasks demo reid --seeds 3
 	$(BIN)/kd-tasks demo lanes --seeds 3
+	$(BIN)/kd-tasks demo landmarks --seeds 3
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache work_dirs

@@ -4,7 +4,7 @@ model = dict(type='TaskModel', network=dict(type='SmallLandmarkNet', points=68, 
 train_dataloader = dict(dataset=dict(keep_unlabelled=False))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.1, begin=0, end=20, by_epoch=False),
-    dict(type='CosineAnnealingLR', begin=20, end=400, T_max=380, eta_min=1e-5, by_epoch=False),
+    dict(type='CosineAnnealingLR', begin=20, end=500, T_max=480, eta_min=1e-5, by_epoch=False),
 ]
-train_cfg = dict(max_epochs=20)
+train_cfg = dict(max_epochs=25)
 work_dir = 'work_dirs/landmarks_demo_teacher'

@@ -2,6 +2,7 @@
 
 One round of labels, at half of the training: they are only as good as the partner, and the student needs as many steps again
 to profit. Labels are of the mean of both networks' maps. Both networks are of one family.
+NME 5.00 +- 0.03, alone 5.04 +- 0.07 (test, 3 seeds).
 """
 _base_ = '../_base_/faces68.py'
 model = dict(
