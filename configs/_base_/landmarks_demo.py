@@ -1,7 +1,7 @@
 """The demonstration of landmarks: as `faces68.py`, on the synthetic twin of 300-W, 720 steps.
 
-Drawn faces have their points where they should be, so they are mirrored. In so few steps nothing is hidden, and half of a batch
-is labelled: no network comes to fit the labels too closely.
+Drawn faces have their points where they should be, so they are mirrored. In so few steps nothing is hidden, and half of
+a batch is labelled: no network comes to fit the labels too closely.
 """
 _base_ = './faces68.py'
 _twin = dict(type='Faces300W', data_root='datasets/300w_twin')

@@ -1,7 +1,7 @@
 """The demonstration: the small student, taught the larger teacher's heatmaps on all faces, labelled or not.
 
-NME 6.09, the control 6.13, the teacher 5.84 (mean of 3 seeds). What is taught is the mean of the teacher's maps of a face and of its
-mirror image.
+What is taught is the mean of the teacher's maps of a face and of its mirror image. No gain that could be told from chance in
+so few steps: NME 6.09, the control 6.13, the teacher 5.84 (mean of 3 seeds).
 """
 _base_ = '../_base_/landmarks_demo.py'
 model = dict(

@@ -1,7 +1,8 @@
 """The demonstration: Teacher Supervises Students (Dong and Yang, ICCV 2019); two students label faces.
 
-Both are of one family, the partner half as wide again. No gain in so few steps: NME 6.26, the control 6.13 (mean of 3 seeds); labels of
-an unfinished partner are no better than what the student alone finds in the end. `ts3_small_faces68` has one.
+Both are of one family, the partner half as wide again. No gain in so few steps: NME 6.26, the control 6.13 (mean of 3
+seeds); labels of an unfinished partner are no better than what the student alone finds in the end. `ts3_small_faces68`
+has a small one.
 """
 _base_ = '../_base_/landmarks_demo.py'
 model = dict(
